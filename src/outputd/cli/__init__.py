@@ -1,0 +1,1 @@
+"""The command line: arguments in, exit codes out. Never decides anything that another room could."""

@@ -1,0 +1,101 @@
+"""`outputd bazelrc`: the exact lines that make Bazel use this daemon. Never edits a file: the user appends what it prints.
+
+Flags and their rules: Bazel 7.2 to 9 (BazelOutputServiceModule, RemoteOptions).
+"""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Final
+
+from outputd import __version__
+from outputd.cli.console import Console, ExitCode
+from outputd.cli.setting_flags import add_setting_flags, load_settings
+from outputd.config import Config, UnixAddress
+from outputd.errors import OutputdError
+
+NAME: Final = "bazelrc"
+SUMMARY: Final = "Print the lines that make Bazel 7.2 or later use this daemon."
+EXAMPLES: Final = """\
+  outputd bazelrc >> .bazelrc
+  outputd bazelrc --remote grpcs://cache.example.com
+
+The values are those of the running daemon, or of the settings while none runs."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Facts:
+    """What the lines depend on."""
+
+    source: str
+    endpoint: str
+    mount: str
+    remote: str | None
+    instance_name: str
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    add_setting_flags(parser)
+
+
+def run(arguments: argparse.Namespace, console: Console) -> ExitCode:
+    settings = load_settings(arguments, console).config
+    for line in _lines(_facts(settings, console)):
+        console.print(line)
+    return ExitCode.OK
+
+
+def _facts(settings: Config, console: Console) -> _Facts:
+    from outputd.cli.running_daemon import status_of_daemon
+
+    addresses = settings.listen.addresses
+    address = next((a for a in addresses if isinstance(a, UnixAddress)), addresses[0])
+    try:
+        status = status_of_daemon(settings, console.environ)
+    except OutputdError:
+        source = f"the settings: no daemon answers at {addresses[0]}; start it with `outputd serve`"
+        return _Facts(source, address.bazel, settings.mount.path, settings.remote.url, settings.remote.instance_name)
+    remote = status.remote.url if status.HasField("remote") else None
+    source = f"the running daemon, pid {status.pid}"
+    return _Facts(source, address.bazel, status.mount.path, remote, settings.remote.instance_name)
+
+
+def _lines(facts: _Facts) -> Iterator[str]:
+    yield f"# Made by `outputd bazelrc` {__version__} for Bazel 7.2 or later. Values from {facts.source}."
+    yield ""
+    yield "# Where Bazel tells outputd which outputs a build has."
+    yield _flag("experimental_remote_output_service", facts.endpoint)
+    yield "# Where the output trees appear. Needed: without it no Bazel accepts the service's answer."
+    yield _flag("experimental_remote_output_service_output_path_prefix", f"{facts.mount}/outputs")
+    yield ""
+    if facts.remote is None:
+        yield "# outputd itself is the cache; Bazel's output service works only together with a remote cache."
+        yield _flag("remote_cache", facts.endpoint)
+        return
+    yield "# Bazel needs a remote cache, and it must be the one outputd reads from. Remove the # unless your .bazelrc names it"
+    yield "# already, as --remote_cache or --remote_executor."
+    yield f"# {_flag('remote_cache', facts.remote)}"
+    if facts.instance_name:
+        yield f"# {_flag('remote_instance_name', facts.instance_name)}"
+    prefix = _bytestream_prefix(facts)
+    if prefix is not None:
+        yield "# Build results name files by bytestream:// URLs; this keeps them pointing at the server that others can reach."
+        yield _flag("remote_bytestream_uri_prefix", prefix)
+
+
+def _bytestream_prefix(facts: _Facts) -> str | None:
+    # HOST[:PORT][/INSTANCE]; a server behind a unix socket has no name that others could use.
+    assert facts.remote is not None
+    if facts.remote.startswith("unix:"):
+        return None
+    host = facts.remote.rpartition("://")[2]
+    return f"{host}/{facts.instance_name}" if facts.instance_name else host
+
+
+def _flag(name: str, value: str) -> str:
+    """A line for `build`, whose flags hold for test, run, coverage and clean too. Quoted as bazelrc wants it: like a shell."""
+    if any(letter.isspace() or letter in "#'\"\\" for letter in value):
+        value = '"' + value.replace("\\", "\\\\").replace('"', '\\"') + '"'
+    return f"build --{name}={value}"

@@ -1,0 +1,36 @@
+"""Finds the running daemon at the addresses of the settings. Never starts one."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from typing import Final
+
+from outputd.config import Address, Config, Places, UnixAddress
+from outputd.errors import OutputdError, Unavailable
+from outputd.rpc.admin_client import GetStatusResponse, fetch_status
+
+ANSWER_SECONDS: Final = 5.0
+
+
+def status_of_daemon(settings: Config, environ: Mapping[str, str]) -> GetStatusResponse:
+    """Its status, from the first address that answers. Raises what went wrong at the first address."""
+    first: OutputdError | None = None
+    for address in settings.listen.addresses:
+        try:
+            return status_at(address, environ)
+        except OutputdError as wrong:
+            first = first or wrong
+    assert first is not None, "the settings hold at least one address"
+    raise first
+
+
+def status_at(address: Address, environ: Mapping[str, str]) -> GetStatusResponse:
+    """The status of the daemon at one address. Raises Unavailable, TimedOut, Denied or Invalid."""
+    if isinstance(address, UnixAddress):
+        if not os.path.lexists(address.path):
+            raise Unavailable(f"no daemon answers at {address}: there is no such socket")
+        places = Places.of(environ)
+        if os.path.dirname(address.path) == places.private_fallback():
+            places.check_private(places.private_fallback())
+    return fetch_status(address.target, ANSWER_SECONDS)

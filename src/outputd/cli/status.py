@@ -1,0 +1,144 @@
+"""`outputd status`: what the running daemon mounts, builds and stores. Never changes anything."""
+
+from __future__ import annotations
+
+import argparse
+import json
+from collections.abc import Iterator
+from datetime import UTC, datetime
+from typing import TYPE_CHECKING, Final
+
+from outputd.cli.console import Colour, Console, ExitCode, columns, show_bytes, show_count, show_seconds
+from outputd.cli.setting_flags import add_setting_flags, load_settings
+from outputd.errors import Unavailable
+
+if TYPE_CHECKING:
+    from google.protobuf.timestamp_pb2 import Timestamp
+
+    from outputd.rpc.admin_client import GetStatusResponse, OutputBase
+
+NAME: Final = "status"
+SUMMARY: Final = "Show what the running daemon mounts, builds and stores."
+EXAMPLES: Final = """\
+  outputd status
+  outputd status --listen unix:/tmp/other.sock
+  outputd status --json | jq -r '.output_bases[].id'
+
+exit code 4 when no daemon answers."""
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--json", action="store_true", help="print one JSON object; fields are only ever added")
+    add_setting_flags(parser)
+
+
+def run(arguments: argparse.Namespace, console: Console) -> ExitCode:
+    settings = load_settings(arguments, console).config
+    from outputd.cli.running_daemon import status_of_daemon
+
+    try:
+        status = status_of_daemon(settings, console.environ)
+    except Unavailable as wrong:
+        console.complain(f"{wrong}\nstart it with `outputd serve`, or name its address with --listen")
+        return ExitCode.NO_DAEMON
+    if arguments.json:
+        console.print(json.dumps(as_data(status), indent=2))
+    else:
+        for line in _lines(status, console):
+            console.print(line)
+    return ExitCode.OK
+
+
+def as_data(status: GetStatusResponse) -> dict[str, object]:
+    """For --json: the fields of outputd.v1.GetStatusResponse; times in RFC 3339, unset ones null."""
+    return {
+        "version": status.version,
+        "pid": status.pid,
+        "uptime_seconds": _uptime(status),
+        "mount": {"path": status.mount.path, "abi": status.mount.abi, "features": list(status.mount.features)},
+        "listen_addresses": list(status.listen_addresses),
+        "output_bases": [
+            {
+                "id": base.id,
+                "running_build_id": base.running_build_id or None,
+                "last_build_id": base.last_build_id or None,
+                "last_build_time": _instant(base.last_build_time) if base.HasField("last_build_time") else None,
+                "entries": base.entries,
+                "dirty": base.dirty,
+            }
+            for base in status.output_bases
+        ],
+        "store": {
+            "path": status.store.path,
+            "blobs": status.store.blobs if status.store.blobs >= 0 else None,
+            "blob_bytes": status.store.blob_bytes if status.store.blob_bytes >= 0 else None,
+            "total_bytes": status.store.total_bytes,
+            "available_bytes": status.store.available_bytes,
+        },
+        "remote": _remote_data(status),
+    }
+
+
+def _remote_data(status: GetStatusResponse) -> dict[str, object] | None:
+    if not status.HasField("remote"):
+        return None
+    remote = status.remote
+    return {
+        "url": remote.url,
+        "state": _remote_state(status),
+        "last_error": remote.last_error or None,
+        "last_error_time": _instant(remote.last_error_time) if remote.HasField("last_error_time") else None,
+    }
+
+
+def _remote_state(status: GetStatusResponse) -> str:
+    name = type(status.remote).State.Name(status.remote.state)
+    return {"REACHABLE": "reachable", "FAILING": "failing"}.get(name, "not asked yet")
+
+
+def _lines(status: GetStatusResponse, console: Console) -> Iterator[str]:
+    store, mount = status.store, status.mount
+    yield console.paint(Colour.BOLD, f"outputd {status.version}, pid {status.pid}, up {show_seconds(_uptime(status))}")
+    held = "not counted yet"
+    if store.blobs >= 0:
+        held = f"{show_count(store.blobs)} blobs, {show_bytes(store.blob_bytes)}"
+    room = f"{show_bytes(store.available_bytes)} of {show_bytes(store.total_bytes)} free"
+    remote = "none; the local store alone"
+    if status.HasField("remote"):
+        remote = f"{status.remote.url}, {_remote_state(status)}"
+        if status.remote.last_error:
+            remote += f"; last error: {status.remote.last_error}"
+    yield from columns(
+        [
+            ("mount", f"{mount.path} (FUSE {mount.abi}; {', '.join(mount.features) or 'no extras'})"),
+            ("listen", ", ".join(status.listen_addresses)),
+            ("store", f"{store.path}: {held}; {room}"),
+            ("remote", remote),
+        ]
+    )
+    yield ""
+    if not status.output_bases:
+        yield "no output bases yet: `outputd bazelrc` tells how to make Bazel use this daemon"
+        return
+    rows = [("OUTPUT BASE", "BUILD", "LAST BUILD", "ENDED", "ENTRIES", "CHANGED")]
+    rows += [_row(base) for base in status.output_bases]
+    yield from columns(rows)
+
+
+def _row(base: OutputBase) -> tuple[str, str, str, str, str, str]:
+    return (
+        base.id,
+        f"running {base.running_build_id}" if base.running_build_id else "none",
+        base.last_build_id or "-",
+        _instant(base.last_build_time) if base.HasField("last_build_time") else "-",
+        show_count(base.entries),
+        "yes" if base.dirty else "no",
+    )
+
+
+def _uptime(status: GetStatusResponse) -> float:
+    return status.uptime.seconds + status.uptime.nanos / 1e9
+
+
+def _instant(time: Timestamp) -> str:
+    return datetime.fromtimestamp(time.seconds, UTC).strftime("%Y-%m-%dT%H:%M:%SZ")

@@ -1,0 +1,48 @@
+"""Settings that are each right and wrong together. Never looks at the disk or the network: `doctor` does."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from outputd.config.address import UnixAddress
+from outputd.config.settings import Config
+
+
+def disagreements(config: Config) -> Iterator[tuple[str, str]]:
+    """The key to blame, as `section.name`, and what is wrong."""
+    mount = config.mount.path
+    # The daemon that serves the mount would wait for itself, for ever.
+    for full, path in (("state.dir", config.state.dir), ("cache.dir", config.cache.dir)):
+        if _inside(path, mount):
+            yield full, f"{path} lies inside the mount {mount}; choose a directory outside of it"
+        elif _inside(mount, path):
+            yield "mount.path", f"{mount} lies inside {full} {path}; choose a mount point outside of it"
+    for address in config.listen.addresses:
+        if isinstance(address, UnixAddress) and _inside(address.path, mount):
+            yield (
+                "listen.addresses",
+                f"{address} lies inside the mount {mount}; choose a socket outside of it",
+            )
+    yield from _remote(config)
+
+
+def _remote(config: Config) -> Iterator[tuple[str, str]]:
+    remote = config.remote
+    plain = remote.url is not None and remote.url.startswith(("grpc://", "unix:"))
+    for name in ("ca_file", "client_cert", "client_key"):
+        if plain and getattr(remote, name) is not None:
+            yield (
+                f"remote.{name}",
+                f"{remote.url} is not encrypted, so this has no effect; write grpcs://, or leave it out",
+            )
+    if (remote.client_cert is None) != (remote.client_key is None):
+        given, lacking = (
+            ("client_cert", "client_key") if remote.client_key is None else ("client_key", "client_cert")
+        )
+        yield f"remote.{given}", f"set without {lacking}; a certificate and its key go together"
+    if remote.url is not None and remote.url in [address.bazel for address in config.listen.addresses]:
+        yield "remote.url", f"{remote.url} is where outputd itself listens; name the server behind it"
+
+
+def _inside(path: str, directory: str) -> bool:
+    return path == directory or path.startswith(directory.rstrip("/") + "/")

@@ -1,0 +1,317 @@
+"""Every setting there is: one table, from which reading, checking, showing and the reference page are made. Never reads anything.
+
+A section is a class, a key is an annotated field: its type for the rest of the program, and a `Key` with its kind, default and
+one sentence for users.
+"""
+
+from __future__ import annotations
+
+import functools
+import typing
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Annotated
+
+from outputd.config.address import Address
+from outputd.config.kinds import (
+    Addresses,
+    Boolean,
+    Choice,
+    Count,
+    FilePath,
+    Headers,
+    Kind,
+    Optional,
+    RemoteUrl,
+    Seconds,
+    Size,
+    Text,
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Key:
+    """What users are told of one key, and how its value is read."""
+
+    kind: Kind
+    default: object
+    """As it would stand in a file; None is "not set"."""
+    sentence: str
+    flag: str | None = None
+    """The command line's name for it."""
+    metavar: str | None = None
+    """How `--help` names the flag's value; None for a flag without one."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Mount:
+    """The file system."""
+
+    path: Annotated[
+        str,
+        Key(
+            FilePath(),
+            "~/outputd",
+            "Directory where the file system appears; output trees are below its `outputs` directory.",
+            "--mount",
+            "DIR",
+        ),
+    ]
+    allow_other: Annotated[
+        bool,
+        Key(
+            Boolean(),
+            False,
+            "Let other users of this machine look into the mount; unprivileged, this needs `user_allow_other` in /etc/fuse.conf.",
+            "--allow-other",
+        ),
+    ]
+    entry_timeout: Annotated[
+        float,
+        Key(
+            Seconds(),
+            3600,
+            "How long the kernel may remember that a name exists; changes by RPC are told to the kernel at once.",
+        ),
+    ]
+    attr_timeout: Annotated[
+        float,
+        Key(
+            Seconds(),
+            3600,
+            "How long the kernel may remember a file's attributes; changes by RPC are told at once.",
+        ),
+    ]
+    negative_timeout: Annotated[
+        float,
+        Key(
+            Seconds(),
+            3600,
+            "How long the kernel may remember that a name does not exist; names that RPCs bring are told at once.",
+        ),
+    ]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Listen:
+    """The gRPC server."""
+
+    addresses: Annotated[
+        tuple[Address, ...],
+        Key(
+            Addresses(),
+            ["unix:$XDG_RUNTIME_DIR/outputd.sock"],
+            "Where build clients connect: `unix:PATH` or `HOST:PORT`; TCP has neither login nor encryption, so loopback only.",
+            "--listen",
+            "unix:PATH|HOST:PORT",
+        ),
+    ]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class State:
+    """What outputd must remember."""
+
+    dir: Annotated[
+        str,
+        Key(
+            FilePath(),
+            "$XDG_STATE_HOME/outputd",
+            "Directory of what must survive a restart: the trees of finished builds.",
+            "--state-dir",
+            "DIR",
+        ),
+    ]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Cache:
+    """The local store."""
+
+    dir: Annotated[
+        str,
+        Key(
+            FilePath(),
+            "$XDG_CACHE_HOME/outputd",
+            "Directory of the local store: bytes by digest, files written by local actions included.",
+            "--cache-dir",
+            "DIR",
+        ),
+    ]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Remote:
+    """A REv2 server behind the local store."""
+
+    url: Annotated[
+        str | None,
+        Key(
+            Optional(RemoteUrl()),
+            None,
+            "The server that holds what the local store lacks: `grpc://`, `grpcs://` (TLS) or `unix:`; not set: none.",
+            "--remote",
+            "URL",
+        ),
+    ]
+    instance_name: Annotated[
+        str,
+        Key(
+            Text(),
+            "",
+            "The server's instance name for calls that carry none; the same as Bazel's --remote_instance_name.",
+        ),
+    ]
+    timeout: Annotated[
+        float,
+        Key(Seconds(least=0.1), 60, "How long one request may go without progress before it is given up."),
+    ]
+    retry_seconds: Annotated[
+        float,
+        Key(
+            Seconds(),
+            30,
+            "How long a request that failed for a passing reason is tried again, tries and pauses together.",
+        ),
+    ]
+    max_concurrent: Annotated[int, Key(Count(1, 10_000), 64, "How many requests may be under way at once.")]
+    ca_file: Annotated[
+        str | None,
+        Key(
+            Optional(FilePath()),
+            None,
+            "PEM file of the authorities that may vouch for a grpcs:// server; not set: the usual ones.",
+        ),
+    ]
+    client_cert: Annotated[
+        str | None,
+        Key(
+            Optional(FilePath()), None, "PEM file of our certificate, for a server that asks for one (mTLS)."
+        ),
+    ]
+    client_key: Annotated[
+        str | None, Key(Optional(FilePath()), None, "PEM file of the private key of `client_cert`.")
+    ]
+    headers: Annotated[
+        tuple[tuple[str, str], ...],
+        Key(
+            Headers(),
+            {},
+            'Metadata for every request, for instance `authorization = "@~/.cache-token"`: `@PATH` is read from that file.',
+        ),
+    ]
+    max_batch_bytes: Annotated[
+        int,
+        Key(
+            Size(1 << 10, 1 << 30),
+            "3 MiB",
+            "Largest sum of blob sizes in one batch request; the server's own limit counts too, larger blobs are streamed.",
+        ),
+    ]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Outputs:
+    """Output trees."""
+
+    initial_contents: Annotated[
+        bool,
+        Key(
+            Boolean(),
+            False,
+            "Tell a starting build which paths changed since it ended; off, for today's Bazel gains nothing from it and a wrong "
+            "guess of its last build makes it take every output for deleted.",
+        ),
+    ]
+    read_timeout: Annotated[
+        float,
+        Key(
+            Seconds(least=0.1),
+            60,
+            "How long a reader waits for bytes that are not here yet before the read fails (EIO); a later read tries anew.",
+        ),
+    ]
+    max_tree_bytes: Annotated[
+        int,
+        Key(
+            Size(1 << 10, 1 << 31),
+            "64 MiB",
+            "Largest REv2 Tree message that is accepted for a staged directory.",
+        ),
+    ]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Log:
+    """The log, on standard error."""
+
+    level: Annotated[
+        str,
+        Key(
+            Choice(("debug", "info", "warning", "error")),
+            "info",
+            "The least important message to write.",
+            "--log-level",
+            "LEVEL",
+        ),
+    ]
+    format: Annotated[
+        str,
+        Key(
+            Choice(("text", "json")),
+            "text",
+            "Lines for people, or one JSON object a line.",
+            "--log-format",
+            "FORMAT",
+        ),
+    ]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Config:
+    """All settings, complete and checked. `outputd.config.load` makes it."""
+
+    mount: Mount
+    listen: Listen
+    state: State
+    cache: Cache
+    remote: Remote
+    outputs: Outputs
+    log: Log
+
+
+@dataclass(frozen=True, slots=True)
+class Entry:
+    """One row of the table."""
+
+    section: str
+    name: str
+    key: Key
+
+    @property
+    def full(self) -> str:
+        """`section.name`, as origins and flags are filed under."""
+        return f"{self.section}.{self.name}"
+
+    @property
+    def variable(self) -> str:
+        """The environment variable that sets it."""
+        return f"OUTPUTD_{self.section}_{self.name}".upper()
+
+
+@functools.cache
+def sections() -> Mapping[str, type]:
+    """The sections in order, by name."""
+    return typing.get_type_hints(Config)
+
+
+@functools.cache
+def table() -> Mapping[str, Entry]:
+    """Every key in order, by `section.name`."""
+    return {entry.full: entry for entry in _entries()}
+
+
+def _entries() -> Iterator[Entry]:
+    for section, cls in sections().items():
+        for name, hint in typing.get_type_hints(cls, include_extras=True).items():
+            yield Entry(section, name, hint.__metadata__[0])

@@ -1,0 +1,284 @@
+"""The bytes of files: open handles, reads from the store, private files for what is written, copy-out before the first write.
+
+One descriptor per open inode, shared by its handles, so that readers see what writers write. Blobs of the store are only ever
+opened read-only; a writer gets a private copy. What happens after the last writer closed is ingest.py's.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import errno
+import logging
+import os
+import time
+from collections.abc import Callable
+from typing import Final
+
+from outputd.digest import Digest
+from outputd.disk.disk import Disk
+from outputd.drive.flights import Flights
+from outputd.errors import Exhausted, NotFound, TimedOut, Unavailable
+from outputd.store.base import BlobStore
+from outputd.tree.node import File, Local
+from outputd.tree.tree import Tree
+
+_log = logging.getLogger(__name__)
+
+_INLINE_COPY: Final = 256 << 10
+"""Bytes up to which copy-out does not go to a thread."""
+
+
+class NotLocal(Exception):
+    """The operation needs bytes that are not on the local disk, or not writable there. Nothing was changed."""
+
+    def __init__(self, file: File, *, writable: bool) -> None:
+        super().__init__(file)
+        self.file = file
+        self.writable = writable
+
+
+class OpenFile:
+    """An inode with open handles."""
+
+    __slots__ = ("fd", "file", "handles")
+
+    def __init__(self, file: File) -> None:
+        self.file = file
+        self.fd = -1
+        """Descriptor of the file's present bytes, -1 until somebody needs it."""
+        self.handles = 0
+
+
+class Content:
+    """Opens, reads and writes files of one tree. Lives on the event loop; raises NotLocal where the disk alone does not do."""
+
+    def __init__(
+        self,
+        tree: Tree,
+        blobs: BlobStore,
+        disk: Disk,
+        private_dir: str,
+        tasks: asyncio.TaskGroup,
+        *,
+        read_timeout: float,
+        closed: Callable[[File], None],
+    ) -> None:
+        """`closed` is told of every file that has local bytes and no writer any more."""
+        self._tree = tree
+        self._blobs = blobs
+        self._disk = disk
+        self._private_dir = private_dir
+        self._read_timeout = read_timeout
+        self._closed = closed
+        self._open: dict[File, OpenFile] = {}
+        self._fetches: Flights[Digest] = Flights(tasks)
+        self._copies: Flights[File] = Flights(tasks)
+        # Keys only have to differ from those of private files that an earlier run left behind.
+        self._next_key = time.time_ns()
+
+    def private_path(self, local: Local) -> str:
+        """Where the bytes of a local file lie."""
+        return f"{self._private_dir}/{local.key}"
+
+    def new_local(self) -> tuple[Local, int]:
+        """An empty private file and a descriptor of it, for a file that is being created."""
+        local = Local(self._next_key)
+        self._next_key += 1
+        return local, self._open_private(local, os.O_CREAT | os.O_EXCL)
+
+    # handles
+
+    def open(self, file: File, *, writing: bool, truncate: bool = False) -> OpenFile:
+        """One more handle. Raises NotLocal(writable) for a writer of a blob that must first be copied out."""
+        if truncate:
+            self.truncate(file, 0)
+        elif writing and not isinstance(file.content, Local):
+            if file.content.size:
+                raise NotLocal(file, writable=True)
+            self._replace_by_empty(file)
+        opened = self._open.get(file)
+        if opened is None:
+            opened = self._open[file] = OpenFile(file)
+        opened.handles += 1
+        if writing:
+            assert isinstance(file.content, Local)
+            file.content.writers += 1
+        return opened
+
+    def close_created(self, file: File, fd: int) -> None:
+        """The file around `new_local` is not to be opened now, or was refused by the tree."""
+        os.close(fd)
+        if file.nlink:
+            self._closed(file)
+        else:
+            self.discard(file)
+
+    def open_created(self, file: File, fd: int) -> OpenFile:
+        """The first handle, a writing one, of a file that was created around `new_local`."""
+        assert isinstance(file.content, Local)
+        opened = self._open[file] = OpenFile(file)
+        opened.fd = fd
+        opened.handles = 1
+        file.content.writers = 1
+        return opened
+
+    def release(self, opened: OpenFile, *, writing: bool) -> None:
+        """A handle is gone."""
+        file = opened.file
+        opened.handles -= 1
+        content = file.content
+        if writing:
+            assert isinstance(content, Local)
+            content.writers -= 1
+        if opened.handles == 0:
+            del self._open[file]
+            if opened.fd >= 0:
+                os.close(opened.fd)
+            if isinstance(content, Local) and file.nlink == 0:
+                self.discard(file)
+                return
+        if writing and isinstance(content, Local) and content.writers == 0:
+            self._closed(file)
+
+    def is_open(self, file: File) -> bool:
+        return file in self._open
+
+    def discard(self, file: File) -> None:
+        """Delete the private bytes of a file that nobody can reach any more; while handles are open this waits for the last."""
+        if file not in self._open and isinstance(file.content, Local):
+            try:
+                os.unlink(self.private_path(file.content))
+            except FileNotFoundError:
+                _log.warning("private file %d was gone before it was discarded", file.content.key)
+
+    # bytes
+
+    def descriptor(self, opened: OpenFile) -> int:
+        """A descriptor to read from. Raises NotLocal."""
+        if opened.fd < 0:
+            opened.fd = self._descriptor_of(opened.file)
+        return opened.fd
+
+    def read(self, opened: OpenFile, offset: int, size: int) -> bytes:
+        """Up to `size` bytes; short only at the end of the file. Raises NotLocal."""
+        fd = opened.fd if opened.fd >= 0 else self.descriptor(opened)
+        return os.pread(fd, size, offset)
+
+    def write(self, opened: OpenFile, offset: int, data: memoryview, *, append: bool) -> int:
+        """Bytes written by a writing handle. Raises Exhausted when the disk is full, Unavailable when it fails."""
+        file = opened.file
+        local = file.content
+        assert isinstance(local, Local)
+        if opened.fd < 0:
+            opened.fd = self._open_private(local)
+        if append:
+            offset = local.size
+        try:
+            written = os.pwrite(opened.fd, data, offset)
+        except OSError as error:
+            raise _disk_error(error, self._private_dir) from error
+        local.version += 1
+        local.size = max(local.size, offset + written)
+        file.mtime = file.ctime = time.time_ns()
+        return written
+
+    def truncate(self, file: File, size: int) -> None:
+        """Set a file's length, through a handle or without one. Raises NotLocal(writable), Exhausted, Unavailable."""
+        if not isinstance(file.content, Local):
+            if size and file.content.size:
+                raise NotLocal(file, writable=True)
+            self._replace_by_empty(file)
+        local = file.content
+        assert isinstance(local, Local)
+        if local.size != size:
+            try:
+                os.truncate(self.private_path(local), size)
+            except OSError as error:
+                raise _disk_error(error, self._private_dir) from error
+            local.size = size
+        local.version += 1
+        file.mtime = file.ctime = time.time_ns()
+        if local.writers == 0:
+            self._closed(file)
+
+    async def localise(self, file: File, *, writable: bool) -> None:
+        """Bring a file's bytes to the disk, and if `writable` into a private file. Ends within the read timeout.
+
+        Raises NotFound, Corrupt, Unavailable, TimedOut, Denied or Exhausted.
+        """
+        digest = file.content
+        if isinstance(digest, Local):
+            return
+        try:
+            async with asyncio.timeout(self._read_timeout):
+                if not self._blobs.local.has(digest):
+                    await self._blobs.fetch(digest)
+                if writable:
+                    await self._copies.join(file, lambda: self._copy_out(file, digest))
+        except TimeoutError:
+            raise TimedOut(f"blob {digest}: not here after {self._read_timeout:g} s") from None
+
+    async def _copy_out(self, file: File, digest: Digest) -> None:
+        source = self._blobs.local.open(digest)
+        if source is None:
+            raise NotFound(f"blob {digest}: was here a moment ago and is gone")
+        try:
+            local, target = self.new_local()
+            try:
+                if digest.size <= _INLINE_COPY:
+                    self._disk.copy(source, target)
+                else:
+                    await asyncio.to_thread(self._disk.copy, source, target)
+            except BaseException as error:
+                os.close(target)
+                os.unlink(self.private_path(local))
+                if isinstance(error, OSError):
+                    raise _disk_error(error, self._private_dir) from error
+                raise
+        finally:
+            os.close(source)
+        if file.content is not digest:  # truncated by an opener meanwhile
+            os.close(target)
+            os.unlink(self.private_path(local))
+            return
+        local.size = digest.size
+        self._become_local(file, local, target)
+        self._closed(
+            file
+        )  # in case the writer it was copied for never comes; ingest passes over files with writers
+
+    def _replace_by_empty(self, file: File) -> None:
+        local, fd = self.new_local()
+        self._become_local(file, local, fd)
+
+    def _become_local(self, file: File, local: Local, fd: int) -> None:
+        """Readers that hold the inode open read the new bytes from here on, as on any file system."""
+        self._tree.set_content(file, local)
+        opened = self._open.get(file)
+        if opened is None:
+            os.close(fd)
+            return
+        if opened.fd >= 0:
+            os.close(opened.fd)
+        opened.fd = fd
+
+    def _descriptor_of(self, file: File) -> int:
+        content = file.content
+        if isinstance(content, Local):
+            return self._open_private(content)
+        fd = self._blobs.local.open(content)
+        if fd is None:
+            raise NotLocal(file, writable=False)
+        return fd
+
+    def _open_private(self, local: Local, flags: int = 0) -> int:
+        try:
+            return os.open(self.private_path(local), os.O_RDWR | os.O_CLOEXEC | flags, 0o600)
+        except OSError as error:
+            raise _disk_error(error, self._private_dir) from error
+
+
+def _disk_error(error: OSError, path: str) -> Exhausted | Unavailable:
+    if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EMFILE, errno.ENFILE):
+        return Exhausted(f"{path}: {os.strerror(error.errno)}")
+    return Unavailable(f"{path}: {error.strerror}")

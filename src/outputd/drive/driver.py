@@ -1,0 +1,34 @@
+"""Try, load, try again: runs synchronous operations that may lack a directory's children or a file's bytes. Decides nothing."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TypeVar
+
+from outputd.drive.content import Content, NotLocal
+from outputd.drive.loader import Loader
+from outputd.tree.status import NotLoaded
+
+T = TypeVar("T")
+
+
+class Driver:
+    """Gives the fronts and the builds one way to wait."""
+
+    def __init__(self, loader: Loader, content: Content) -> None:
+        self._loader = loader
+        self._content = content
+
+    async def run(self, operation: Callable[[], T]) -> T:
+        """The result of `operation`, called again after whatever it lacked was brought.
+
+        Nothing else runs between the last load and the call that succeeds, so an operation is atomic. Raises what loading raises
+        (NotFound, Corrupt, Unavailable, TimedOut, ...) and what `operation` itself raises.
+        """
+        while True:
+            try:
+                return operation()
+            except NotLoaded as need:
+                await self._loader.load(need.directory)
+            except NotLocal as need:
+                await self._content.localise(need.file, writable=need.writable)

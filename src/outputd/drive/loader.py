@@ -1,0 +1,190 @@
+"""Brings the children of collapsed directories: REv2 Directory and Tree messages to nodes. Alone in drive to decode them."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Iterator, Mapping
+from typing import Final, Protocol
+
+from google.protobuf.message import DecodeError
+
+from outputd._proto import remote_execution_pb2 as reapi
+from outputd.digest import Digest
+from outputd.drive.flights import Flights
+from outputd.errors import Corrupt, Exhausted, Invalid, NotFound, TimedOut
+from outputd.store.base import BlobStore
+from outputd.tree.expand import Listing, expand
+from outputd.tree.node import NO_RECORD, Directory
+
+_log = logging.getLogger(__name__)
+
+_MAX_DIRECTORY_BYTES: Final = 64 << 20
+"""Largest Directory message that is read; 16 MiB is what others take (bb_clientd), a directory of 100k files has about 11 MiB."""
+_THREAD_BYTES: Final = 256 << 10
+"""Messages from this size on are taken apart in a thread."""
+
+
+class Objects(Protocol):
+    """The local home of Directory messages and attribute records."""
+
+    def directory(self, digest: Digest) -> bytes | None: ...
+    def record(self, digest: bytes) -> bytes | None: ...
+    def keep_directories(self, messages: Mapping[Digest, bytes]) -> None: ...
+
+
+class Loader:
+    """Loads each directory once, whoever asks. Every wait ends within `timeout` seconds."""
+
+    def __init__(
+        self,
+        objects: Objects,
+        blobs: BlobStore,
+        tasks: asyncio.TaskGroup,
+        *,
+        max_tree_bytes: int,
+        timeout: float,
+    ) -> None:
+        self._objects = objects
+        self._blobs = blobs
+        self._flights: Flights[Directory] = Flights(tasks)
+        self._max_tree_bytes = max_tree_bytes
+        self._timeout = timeout
+
+    async def load(self, directory: Directory) -> None:
+        """Expand a collapsed directory. Raises NotFound, Corrupt, Exhausted, Unavailable or Denied; then it is as before."""
+        if directory.children is None:
+            await self._flights.join(directory, lambda: self._load(directory))
+
+    async def messages(self, digest: Digest) -> bytes:
+        """The bytes of one Directory message, from here or the store. Raises as `load`."""
+        message = self._objects.directory(digest)
+        if message is not None:
+            return message
+        if digest.size > _MAX_DIRECTORY_BYTES:
+            raise Exhausted(f"Directory {digest} is larger than {_MAX_DIRECTORY_BYTES} bytes")
+        message = await self._read(digest, "Directory")
+        self._objects.keep_directories({digest: message})
+        return message
+
+    async def resolve_tree(self, tree: Digest) -> Digest:
+        """Read a Tree message, keep all its Directory messages, and return the digest of its root. Raises as `load`."""
+        if tree.size > self._max_tree_bytes:
+            raise Exhausted(f"Tree {tree} is larger than outputs.max_tree_bytes, {self._max_tree_bytes}")
+        data = await self._read(tree, "Tree")
+        if len(data) >= _THREAD_BYTES:
+            root, messages = await asyncio.to_thread(_take_apart, tree, data)
+            await asyncio.to_thread(self._objects.keep_directories, messages)
+        else:
+            root, messages = _take_apart(tree, data)
+            self._objects.keep_directories(messages)
+        return root
+
+    async def _load(self, directory: Directory) -> None:
+        if directory.digest is None:
+            assert directory.tree is not None
+            root = await self.resolve_tree(directory.tree)
+            if directory.children is None and directory.digest is None:
+                directory.digest = root
+                directory.record = directory.record or NO_RECORD
+        digest = directory.digest
+        if digest is None:
+            return  # expanded or replaced while its Tree was on the way
+        try:
+            message = await self.messages(digest)
+        except NotFound:
+            if directory.tree is None:
+                raise
+            # A Tree and its root digest were both given: the Directory may exist inside the Tree only.
+            root = await self.resolve_tree(directory.tree)
+            if root != digest:
+                raise Corrupt(
+                    f"Tree {directory.tree}: its root is {root}, but root_directory_digest says {digest}"
+                ) from None
+            message = await self.messages(digest)
+        listing = decode_directory(digest, message)
+        record = self._record(directory, digest)
+        if directory.digest == digest:
+            try:
+                expand(directory, listing, record)
+            except Corrupt as error:
+                raise Corrupt(f"Directory {digest}: {error}") from error
+
+    def _record(self, directory: Directory, digest: Digest) -> bytes | None:
+        if not directory.record:
+            return None
+        record = self._objects.record(directory.record)
+        if record is None:
+            _log.error(
+                "attribute record %s of directory %s is lost: its entries get default attributes",
+                directory.record.hex(),
+                digest,
+            )
+        return record
+
+    async def _read(self, digest: Digest, what: str) -> bytes:
+        try:
+            async with asyncio.timeout(self._timeout):
+                return await self._blobs.read(digest)
+        except TimeoutError:
+            raise TimedOut(f"{what} {digest}: not here after {self._timeout:g} s") from None
+
+
+def decode_directory(digest: Digest, message: bytes) -> Listing:
+    """The entries of a Directory message whose bytes match `digest`. Raises Corrupt on what is no such message."""
+    function = digest.function
+    parse = Digest.parse
+    try:
+        decoded = reapi.Directory.FromString(message)
+        return Listing(
+            [
+                (f.name.encode(), parse(function, f.digest.hash, f.digest.size_bytes), f.is_executable)
+                for f in decoded.files
+            ],
+            [
+                (d.name.encode(), parse(function, d.digest.hash, d.digest.size_bytes))
+                for d in decoded.directories
+            ],
+            [(s.name.encode(), s.target.encode()) for s in decoded.symlinks],
+        )
+    except (DecodeError, Invalid) as error:
+        raise Corrupt(f"Directory {digest}: {error}") from error
+
+
+def _take_apart(tree: Digest, data: bytes) -> tuple[Digest, dict[Digest, bytes]]:
+    """The root's digest and every Directory message of a Tree, as the very bytes that came (REv2: never reserialize)."""
+    root: Digest | None = None
+    messages: dict[Digest, bytes] = {}
+    for number, message in _tree_fields(tree, data):
+        digest = Digest.of(tree.function, message)
+        messages[digest] = message
+        if number == 1:
+            if root is not None and root != digest:
+                raise Corrupt(f"Tree {tree}: has two roots")
+            root = digest
+    if root is None:
+        raise Corrupt(f"Tree {tree}: has no root Directory")
+    return root, messages
+
+
+def _tree_fields(tree: Digest, data: bytes) -> Iterator[tuple[int, bytes]]:
+    """The length-delimited fields 1 (root) and 2 (children) of a Tree message; REv2 has no others."""
+    at = 0
+    end = len(data)
+    while at < end:
+        tag = data[at]
+        at += 1
+        length = shift = 0
+        while True:
+            if at >= end or shift > 28:
+                raise Corrupt(f"Tree {tree}: broken at byte {at}")
+            byte = data[at]
+            at += 1
+            length |= (byte & 0x7F) << shift
+            shift += 7
+            if byte < 0x80:
+                break
+        if tag not in (0x0A, 0x12) or at + length > end:
+            raise Corrupt(f"Tree {tree}: broken at byte {at}, it is no REv2 Tree message")
+        yield tag >> 3, data[at : at + length]
+        at += length

@@ -1,0 +1,183 @@
+"""Requests about open files: CREATE, OPEN, READ, WRITE, RELEASE, FSYNC, STATFS. Bytes go through drive/content.py."""
+
+from __future__ import annotations
+
+import asyncio
+import errno
+import os
+import stat
+import time
+from collections.abc import Awaitable, Callable
+
+from outputd.drive.content import Content, OpenFile
+from outputd.errors import Unavailable
+from outputd.front.fuse.answers import Answers
+from outputd.tree.node import MAX_NAME, Directory, File
+from outputd.tree.status import Status
+from outputd.tree.tree import Tree
+from outputd.wire.fuse_abi import FOPEN_KEEP_CACHE
+from outputd.wire.fuse_reply import (
+    create_reply,
+    data_header,
+    empty_reply,
+    error_reply,
+    open_reply,
+    statfs_reply,
+    write_reply,
+)
+from outputd.wire.fuse_request import (
+    decode_create,
+    decode_fsync,
+    decode_open,
+    decode_read,
+    decode_release,
+    decode_write,
+)
+
+
+class Handle:
+    """An open file description of the kernel."""
+
+    __slots__ = ("append", "opened", "writing")
+
+    def __init__(self, opened: OpenFile, flags: int) -> None:
+        self.opened = opened
+        self.writing = flags & os.O_ACCMODE != os.O_RDONLY
+        self.append = bool(flags & os.O_APPEND)
+
+
+class Files:
+    """Handlers, as in names.py, and the table of open handles. FSYNC answers later, by an awaitable."""
+
+    def __init__(
+        self,
+        tree: Tree,
+        content: Content,
+        answers: Answers,
+        store_dir: str,
+        send: Callable[[list[bytes | memoryview]], object],
+    ) -> None:
+        """`store_dir` lies on the file system whose room statfs(2) tells; `send` writes a reply that comes in parts."""
+        self._tree = tree
+        self._content = content
+        self._answers = answers
+        self._store_dir = store_dir
+        self._send = send
+        self._handles: dict[int, Handle] = {}
+        self._next_fh = 1
+
+    @property
+    def open_handles(self) -> int:
+        return len(self._handles)
+
+    def create(self, unique: int, nodeid: int, uid: int, gid: int, message: memoryview, end: int) -> bytes:
+        flags, mode, _, _, name = decode_create(message, end)
+        directory = self._tree.inodes[nodeid]
+        assert isinstance(directory, Directory)
+        existing = self._tree.lookup(directory, name)
+        if existing is not None:  # staged since the kernel looked
+            if flags & os.O_EXCL:
+                return error_reply(unique, errno.EEXIST)
+            if not isinstance(existing, File):
+                return error_reply(unique, errno.EISDIR if isinstance(existing, Directory) else errno.ESTALE)
+            return self._created(unique, existing, directory, self._open(existing, flags), flags)
+        if not directory.volume.writable:
+            return error_reply(unique, errno.EROFS)
+        if len(name) > MAX_NAME:
+            return error_reply(unique, errno.ENAMETOOLONG)
+        local, fd = self._content.new_local()
+        file = File(stat.S_IFREG | (mode & 0o7777), time.time_ns(), local)
+        status = self._tree.create(directory, name, file, uid=uid, gid=gid, now=file.mtime)
+        if status is not Status.OK:
+            self._content.close_created(file, fd)
+            return self._answers.refuse(unique, status)
+        return self._created(unique, file, directory, self._content.open_created(file, fd), flags | os.O_RDWR)
+
+    def open(self, unique: int, nodeid: int, uid: int, gid: int, message: memoryview, end: int) -> bytes:
+        flags, _ = decode_open(message, end)
+        file = self._tree.inodes[nodeid]
+        if not isinstance(file, File):
+            return error_reply(unique, errno.EISDIR if isinstance(file, Directory) else errno.EINVAL)
+        return open_reply(unique, self._handle(self._open(file, flags), flags), FOPEN_KEEP_CACHE)
+
+    def read(
+        self, unique: int, nodeid: int, uid: int, gid: int, message: memoryview, end: int
+    ) -> bytes | None:
+        fh, offset, size, _, _, _ = decode_read(message, end)
+        data = self._content.read(self._handles[fh].opened, offset, size)
+        self._send([data_header(unique, len(data)), data])
+        return None
+
+    def write(self, unique: int, nodeid: int, uid: int, gid: int, message: memoryview, end: int) -> bytes:
+        fh, offset, _, _, _, data = decode_write(message, end)
+        handle = self._handles[fh]
+        return write_reply(unique, self._content.write(handle.opened, offset, data, append=handle.append))
+
+    def release(self, unique: int, nodeid: int, uid: int, gid: int, message: memoryview, end: int) -> bytes:
+        self.drop(decode_release(message, end)[0])
+        return empty_reply(unique)
+
+    def drop(self, fh: int) -> None:
+        """The kernel has, or never got, this handle."""
+        handle = self._handles.pop(fh)
+        self._content.release(handle.opened, writing=handle.writing)
+
+    def fsync(
+        self, unique: int, nodeid: int, uid: int, gid: int, message: memoryview, end: int
+    ) -> bytes | Awaitable[bytes]:
+        fh, flags = decode_fsync(message, end)
+        handle = self._handles[fh]
+        if not handle.writing:
+            return empty_reply(unique)
+        return self._synced(unique, self._content.descriptor(handle.opened), data_only=bool(flags & 1))
+
+    def statfs(self, unique: int, nodeid: int, uid: int, gid: int, message: memoryview, end: int) -> bytes:
+        room = os.statvfs(self._store_dir)
+        return statfs_reply(
+            unique,
+            room.f_blocks,
+            room.f_bfree,
+            room.f_bavail,
+            room.f_files,
+            room.f_ffree,
+            room.f_bsize,
+            MAX_NAME,
+            room.f_frsize,
+        )
+
+    def close_all(self) -> None:
+        """The mount is gone: no RELEASE will come."""
+        for fh in list(self._handles):
+            self.drop(fh)
+
+    async def _synced(self, unique: int, fd: int, *, data_only: bool) -> bytes:
+        own = os.dup(fd)  # the handle may be released meanwhile
+        try:
+            await asyncio.to_thread(os.fdatasync if data_only else os.fsync, own)
+        except OSError as error:
+            raise Unavailable(f"fsync: {error.strerror}") from error
+        finally:
+            os.close(own)
+        return empty_reply(unique)
+
+    def _open(self, file: File, flags: int) -> OpenFile:
+        writing = flags & os.O_ACCMODE != os.O_RDONLY
+        return self._content.open(file, writing=writing, truncate=bool(flags & os.O_TRUNC))
+
+    def _created(self, unique: int, file: File, directory: Directory, opened: OpenFile, flags: int) -> bytes:
+        ino = self._tree.remember(file, directory)
+        return create_reply(
+            unique,
+            ino,
+            0,
+            self._answers.validity,
+            self._answers.attributes(file),
+            self._handle(opened, flags),
+            FOPEN_KEEP_CACHE,
+        )
+
+    def _handle(self, opened: OpenFile, flags: int) -> int:
+        fh = self._next_fh
+        self._next_fh += 1
+        self._handles[fh] = Handle(opened, flags)
+        return fh

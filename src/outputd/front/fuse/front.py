@@ -1,0 +1,97 @@
+"""The FUSE front as one thing that the daemon starts and stops: mount, session, notifier. Owns the mount, not what files do."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+
+from outputd.drive.content import Content
+from outputd.drive.driver import Driver
+from outputd.errors import OutputdError
+from outputd.front.fuse.answers import Answers, Timeouts
+from outputd.front.fuse.channel import Channel, Notifier
+from outputd.front.fuse.files import Files
+from outputd.front.fuse.listings import Listings
+from outputd.front.fuse.mount import Mount, Unmounted, abort, mount, unmount
+from outputd.front.fuse.names import Names
+from outputd.front.fuse.session import Session
+from outputd.tree.node import Directory
+from outputd.tree.tree import Tree
+
+_log = logging.getLogger(__name__)
+
+
+class FuseFront:
+    """A tree at a mount point. Implements builds' KernelCache."""
+
+    def __init__(
+        self,
+        tree: Tree,
+        driver: Driver,
+        content: Content,
+        tasks: asyncio.TaskGroup,
+        *,
+        timeouts: Timeouts,
+        store_dir: str,
+    ) -> None:
+        self._tree = tree
+        self._driver = driver
+        self._content = content
+        self._tasks = tasks
+        self._timeouts = timeouts
+        self._store_dir = store_dir
+        self._mount: Mount | None = None
+        self._channel: Channel | None = None
+        self._notifier: Notifier | None = None
+        self._files: Files | None = None
+        self.session: Session | None = None
+        self.ended = asyncio.Event()
+        """Set when the kernel will send nothing more: somebody unmounted us, or the connection was aborted."""
+
+    async def start(self, path: str, *, allow_other: bool) -> str:
+        """Mount at `path` and serve; the path as the kernel shows it. Raises as mount.mount does."""
+        mounted = await asyncio.to_thread(mount, path, allow_other=allow_other)
+        loop = asyncio.get_running_loop()
+        self._mount = mounted
+        self._channel = channel = Channel(mounted.fd)
+        self._notifier = notifier = Notifier(mounted.fd, loop)
+        answers = Answers(self._tree, self._timeouts)
+        names = Names(self._tree, self._content, answers)
+        self._files = files = Files(self._tree, self._content, answers, self._store_dir, channel.reply_parts)
+        listings = Listings(self._tree, answers)
+        self.session = Session(
+            self._tree, self._driver, channel, notifier, self._tasks, names, files, listings
+        )
+        channel.attach(loop, self.session.on_request, self._on_end)
+        if mounted.replaced:
+            _log.warning("%s: took off %d mounts of dead daemons", mounted.path, mounted.replaced)
+        return mounted.path
+
+    async def invalidate(self, stale: list[tuple[Directory, bytes | None]]) -> None:
+        """See Session.invalidate; nothing to do once the mount is gone."""
+        if self.session is not None and not self.ended.is_set():
+            await self.session.invalidate(stale)
+
+    async def stop(self) -> None:
+        """Unmount while still serving, so that what is open gets its answers; then close. Never raises for a mount that resists."""
+        if self._mount is None or self._channel is None or self._notifier is None or self._files is None:
+            return
+        if not self.ended.is_set():
+            try:
+                outcome = await asyncio.to_thread(unmount, self._mount)
+            except OutputdError as error:
+                _log.error("%s: cannot be unmounted: %s", self._mount.path, error)
+            else:
+                if outcome is not Unmounted.CLEAN:
+                    _log.warning("%s: unmounted, %s", self._mount.path, outcome)
+        if not await self._notifier.close():
+            await asyncio.to_thread(abort, self._mount)
+        self._channel.close()
+        self._files.close_all()
+        self._mount = None
+
+    def _on_end(self, cause: OSError | None) -> None:
+        if cause is not None:
+            _log.error("the FUSE connection ended: %s", os.strerror(cause.errno or 0))
+        self.ended.set()

@@ -1,0 +1,190 @@
+"""Requests about names and attributes: LOOKUP to RENAME, GETATTR, SETATTR, READLINK. Each is one tree operation."""
+
+from __future__ import annotations
+
+import errno
+import stat
+import time
+
+from outputd.drive.content import Content
+from outputd.front.fuse.answers import Answers
+from outputd.tree.node import Directory, Extra, File, Node, Special, Symlink
+from outputd.tree.status import NotLoaded, Status
+from outputd.tree.tree import Tree
+from outputd.wire.fuse_abi import (
+    FATTR_ATIME,
+    FATTR_ATIME_NOW,
+    FATTR_GID,
+    FATTR_MODE,
+    FATTR_MTIME,
+    FATTR_MTIME_NOW,
+    FATTR_SIZE,
+    FATTR_UID,
+)
+from outputd.wire.fuse_reply import data_reply, error_reply
+from outputd.wire.fuse_request import (
+    decode_batch_forget,
+    decode_forget,
+    decode_link,
+    decode_mkdir,
+    decode_mknod,
+    decode_name,
+    decode_rename,
+    decode_rename2,
+    decode_setattr,
+    decode_symlink,
+)
+
+
+class Names:
+    """Handlers; each takes the header's fields and the message, and returns the reply (None: there is none).
+
+    Raises NotLoaded or NotLocal where the request must wait; then nothing was changed.
+    """
+
+    def __init__(self, tree: Tree, content: Content, answers: Answers) -> None:
+        self._tree = tree
+        self._content = content
+        self._answers = answers
+        self._inodes = tree.inodes
+
+    def lookup(self, unique: int, nodeid: int, uid: int, gid: int, message: memoryview, end: int) -> bytes:
+        directory = self._inodes[nodeid]
+        name = decode_name(message, end)
+        if not isinstance(directory, Directory):
+            return error_reply(unique, errno.ENOTDIR)
+        children = directory.children
+        if children is None:
+            raise NotLoaded(directory)
+        node = children.get(name)
+        if node is not None:
+            return self._answers.entry(unique, node, directory)
+        if len(name) > 255:
+            return error_reply(unique, errno.ENAMETOOLONG)
+        return self._answers.absent(unique, directory, name)
+
+    def forget(self, unique: int, nodeid: int, uid: int, gid: int, message: memoryview, end: int) -> None:
+        self._tree.forget(nodeid, decode_forget(message, end))
+
+    def batch_forget(
+        self, unique: int, nodeid: int, uid: int, gid: int, message: memoryview, end: int
+    ) -> None:
+        for ino, count in decode_batch_forget(message, end):
+            self._tree.forget(ino, count)
+
+    def getattr(self, unique: int, nodeid: int, uid: int, gid: int, message: memoryview, end: int) -> bytes:
+        return self._answers.stat(unique, self._inodes[nodeid])
+
+    def setattr(self, unique: int, nodeid: int, uid: int, gid: int, message: memoryview, end: int) -> bytes:
+        valid, _, size, _, atime, mtime, _, mode, new_uid, new_gid = decode_setattr(message, end)
+        node = self._inodes[nodeid]
+        if not self._writable(node):
+            return error_reply(unique, errno.EROFS)
+        now = time.time_ns()
+        if valid & FATTR_SIZE:
+            if not isinstance(node, File):
+                return error_reply(unique, errno.EISDIR if isinstance(node, Directory) else errno.EINVAL)
+            self._content.truncate(node, size)
+        if valid & (FATTR_MTIME | FATTR_ATIME):
+            if isinstance(node, Directory) and node.children is None:
+                raise NotLoaded(node)  # entries without a time of their own show the directory's
+            if valid & FATTR_MTIME:
+                node.mtime = now if valid & FATTR_MTIME_NOW else mtime
+            if valid & FATTR_ATIME:
+                extra = node.extra = node.extra or Extra()
+                extra.atime = now if valid & FATTR_ATIME_NOW else atime
+        if valid & FATTR_MODE:
+            executable = bool(node.mode & 0o100)
+            node.mode = stat.S_IFMT(node.mode) | (mode & 0o7777)
+            if isinstance(node, File) and bool(mode & 0o100) != executable:
+                self._tree.set_content(node, node.content)  # REv2 counts the executable bit as content
+        if valid & (FATTR_UID | FATTR_GID):
+            self._tree.set_owner(
+                node, new_uid if valid & FATTR_UID else None, new_gid if valid & FATTR_GID else None
+            )
+        node.ctime = now
+        self._tree.outdate_attributes(node)
+        return self._answers.stat(unique, node)
+
+    def readlink(self, unique: int, nodeid: int, uid: int, gid: int, message: memoryview, end: int) -> bytes:
+        node = self._inodes[nodeid]
+        if not isinstance(node, Symlink):
+            return error_reply(unique, errno.EINVAL)
+        return data_reply(unique, node.target)
+
+    def symlink(self, unique: int, nodeid: int, uid: int, gid: int, message: memoryview, end: int) -> bytes:
+        name, target = decode_symlink(message, end)
+        return self._enter(unique, nodeid, name, Symlink(target, time.time_ns()), uid, gid)
+
+    def mknod(self, unique: int, nodeid: int, uid: int, gid: int, message: memoryview, end: int) -> bytes:
+        mode, rdev, _, name = decode_mknod(message, end)
+        if stat.S_ISBLK(mode) or stat.S_ISCHR(mode):
+            return error_reply(unique, errno.EPERM)  # the mount is nodev: a device could not be opened
+        now = time.time_ns()
+        if stat.S_ISFIFO(mode) or stat.S_ISSOCK(mode):
+            return self._enter(unique, nodeid, name, Special(mode, now, rdev), uid, gid)
+        local, fd = self._content.new_local()
+        file = File(stat.S_IFREG | (mode & 0o7777), now, local)
+        answer = self._enter(unique, nodeid, name, file, uid, gid)
+        self._content.close_created(file, fd)
+        return answer
+
+    def mkdir(self, unique: int, nodeid: int, uid: int, gid: int, message: memoryview, end: int) -> bytes:
+        mode, _, name = decode_mkdir(message, end)
+        directory = self._inodes[nodeid]
+        assert isinstance(directory, Directory)
+        made = self._tree.make_directory(directory, name, mode, uid=uid, gid=gid, now=time.time_ns())
+        if isinstance(made, Status):
+            return self._answers.refuse(unique, made)
+        return self._answers.entry(unique, made, directory)
+
+    def unlink(self, unique: int, nodeid: int, uid: int, gid: int, message: memoryview, end: int) -> bytes:
+        directory = self._inodes[nodeid]
+        assert isinstance(directory, Directory)
+        return self._answers.refuse(
+            unique, self._tree.unlink(directory, decode_name(message, end), time.time_ns())
+        )
+
+    def rmdir(self, unique: int, nodeid: int, uid: int, gid: int, message: memoryview, end: int) -> bytes:
+        directory = self._inodes[nodeid]
+        assert isinstance(directory, Directory)
+        return self._answers.refuse(
+            unique, self._tree.remove_directory(directory, decode_name(message, end), time.time_ns())
+        )
+
+    def link(self, unique: int, nodeid: int, uid: int, gid: int, message: memoryview, end: int) -> bytes:
+        ino, name = decode_link(message, end)
+        node = self._inodes[ino]
+        directory = self._inodes[nodeid]
+        assert isinstance(directory, Directory)
+        status = self._tree.link(node, directory, name, time.time_ns())
+        if status is not Status.OK:
+            return self._answers.refuse(unique, status)
+        return self._answers.entry(unique, node, directory)
+
+    def rename(self, unique: int, nodeid: int, uid: int, gid: int, message: memoryview, end: int) -> bytes:
+        return self._rename(unique, nodeid, *decode_rename(message, end))
+
+    def rename2(self, unique: int, nodeid: int, uid: int, gid: int, message: memoryview, end: int) -> bytes:
+        return self._rename(unique, nodeid, *decode_rename2(message, end))
+
+    def _rename(self, unique: int, nodeid: int, to: int, flags: int, old: bytes, new: bytes) -> bytes:
+        source = self._inodes[nodeid]
+        target = self._inodes[to]
+        assert isinstance(source, Directory) and isinstance(target, Directory)
+        return self._answers.refuse(
+            unique, self._tree.rename(source, old, target, new, flags, time.time_ns())
+        )
+
+    def _enter(self, unique: int, nodeid: int, name: bytes, node: Node, uid: int, gid: int) -> bytes:
+        directory = self._inodes[nodeid]
+        assert isinstance(directory, Directory)
+        status = self._tree.create(directory, name, node, uid=uid, gid=gid, now=node.mtime)
+        if status is not Status.OK:
+            return self._answers.refuse(unique, status)
+        return self._answers.entry(unique, node, directory)
+
+    def _writable(self, node: Node) -> bool:
+        if isinstance(node, Directory):
+            return node.volume.writable
+        return node.parent is None or node.parent.volume.writable

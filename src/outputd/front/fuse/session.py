@@ -1,0 +1,295 @@
+"""The conversation with the kernel: INIT, dispatch, requests that must wait, interrupts, and taking back what it may remember.
+
+A request that can be answered from memory is answered within the call that read it; only a miss becomes a task. Decides nothing
+about the tree: that is names.py, files.py and listings.py.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import errno
+import logging
+import struct
+import time
+from collections.abc import Awaitable, Callable
+from typing import Final, TypeAlias
+
+from outputd.drive.content import NotLocal
+from outputd.drive.driver import Driver
+from outputd.errors import OutputdError
+from outputd.front.fuse.channel import MAX_WRITE, Channel, Notifier
+from outputd.front.fuse.errnos import of_error
+from outputd.front.fuse.files import Files
+from outputd.front.fuse.listings import Listings
+from outputd.front.fuse.names import Names
+from outputd.tree.node import Directory, Node
+from outputd.tree.status import NotLoaded
+from outputd.tree.tree import ROOT_INO, Tree
+from outputd.wire.fuse_abi import (
+    INC_EPOCH_MINOR_VERSION,
+    KERNEL_MINOR_VERSION,
+    KERNEL_VERSION,
+    OLDEST_MINOR_VERSION,
+    UNANSWERED,
+    Init,
+    Opcode,
+)
+from outputd.wire.fuse_reply import (
+    error_reply,
+    init_reply,
+    notify_inc_epoch,
+    notify_inval_entry,
+    notify_inval_inode,
+)
+from outputd.wire.fuse_request import MalformedRequest, decode_header, decode_init, decode_interrupt
+
+_log = logging.getLogger(__name__)
+
+Reply: TypeAlias = bytes | Awaitable[bytes] | None
+Handler: TypeAlias = Callable[[int, int, int, int, memoryview, int], Reply]
+
+_MAX_BACKGROUND: Final = 64
+_WANTED: Final = (
+    Init.ASYNC_READ
+    | Init.ATOMIC_O_TRUNC
+    | Init.BIG_WRITES
+    | Init.DO_READDIRPLUS
+    | Init.PARALLEL_DIROPS
+    | Init.MAX_PAGES
+    | Init.CACHE_SYMLINKS
+    | Init.EXPLICIT_INVAL_DATA  # bytes of an inode change through the kernel only, so its page cache is never stale
+    | Init.INIT_EXT
+)
+_EPOCH_FROM: Final = 64
+"""Stale names from which one INC_EPOCH (about 15 us, then one LOOKUP for each name used again) beats INVAL_ENTRYs (7 us each)."""
+_SLOW: Final = 5.0
+"""Seconds after which a request that failed says how long it took."""
+
+
+class Session:
+    """One mounted file system. Implements builds' KernelCache."""
+
+    def __init__(
+        self,
+        tree: Tree,
+        driver: Driver,
+        channel: Channel,
+        notifier: Notifier,
+        tasks: asyncio.TaskGroup,
+        names: Names,
+        files: Files,
+        listings: Listings,
+    ) -> None:
+        self._tree = tree
+        self._driver = driver
+        self._channel = channel
+        self._notifier = notifier
+        self._tasks = tasks
+        self._files = files
+        self._listings = listings
+        self._waiting: dict[int, asyncio.Task[None]] = {}
+        """Requests that wait, by their `unique`."""
+        self.minor = 0
+        """ABI minor version agreed on; 0 before INIT."""
+        self.features = Init(0)
+        self._handlers: dict[int, Handler] = {
+            Opcode.LOOKUP: names.lookup,
+            Opcode.FORGET: names.forget,
+            Opcode.BATCH_FORGET: names.batch_forget,
+            Opcode.GETATTR: names.getattr,
+            Opcode.SETATTR: names.setattr,
+            Opcode.READLINK: names.readlink,
+            Opcode.SYMLINK: names.symlink,
+            Opcode.MKNOD: names.mknod,
+            Opcode.MKDIR: names.mkdir,
+            Opcode.UNLINK: names.unlink,
+            Opcode.RMDIR: names.rmdir,
+            Opcode.RENAME: names.rename,
+            Opcode.RENAME2: names.rename2,
+            Opcode.LINK: names.link,
+            Opcode.CREATE: files.create,
+            Opcode.OPEN: files.open,
+            Opcode.READ: files.read,
+            Opcode.WRITE: files.write,
+            Opcode.RELEASE: files.release,
+            Opcode.FSYNC: files.fsync,
+            Opcode.STATFS: files.statfs,
+            Opcode.OPENDIR: listings.opendir,
+            Opcode.READDIR: listings.readdir,
+            Opcode.READDIRPLUS: listings.readdirplus,
+            Opcode.RELEASEDIR: listings.releasedir,
+            Opcode.INIT: self._init,
+            Opcode.INTERRUPT: self._interrupt,
+            Opcode.DESTROY: self._destroy,
+            # ENOSYS to FLUSH, FSYNCDIR, ACCESS and the xattr calls is remembered by the kernel for good: it stops asking.
+        }
+
+    @property
+    def waiting(self) -> int:
+        """Requests that are under way."""
+        return len(self._waiting)
+
+    def on_request(self, buffer: memoryview, length: int) -> None:
+        """Serve one message of the kernel. Never raises."""
+        try:
+            opcode, unique, nodeid, uid, gid, pid, end = decode_header(buffer, length)
+        except MalformedRequest:
+            _log.exception("not a FUSE message")
+            return
+        handler = self._handlers.get(opcode)
+        if handler is None:
+            self._channel.reply(error_reply(unique, errno.ENOSYS))
+            return
+        try:
+            answer = handler(unique, nodeid, uid, gid, buffer, end)
+            if answer is not None:
+                if isinstance(answer, bytes):
+                    if not self._channel.reply(answer):
+                        self._take_back(opcode, answer)
+                else:
+                    self._later(opcode, unique, nodeid, pid, answer)
+        except (NotLoaded, NotLocal):
+            message = bytes(buffer[:end])
+            again = self._driver.run(
+                lambda: handler(unique, nodeid, uid, gid, memoryview(message), len(message))
+            )
+            self._later(opcode, unique, nodeid, pid, again)
+        except Exception as error:
+            self._fail(opcode, unique, nodeid, pid, error, 0.0)
+
+    async def invalidate(self, stale: list[tuple[Directory, bytes | None]]) -> None:
+        """Return when the kernel believes nothing about these names and directories any more."""
+        entries = [(d.ino, name) for d, name in stale if name is not None and d.lookups]
+        directories = dict.fromkeys(d.ino for d, name in stale if name is None and d.lookups)
+        if len(entries) >= _EPOCH_FROM and self.minor >= INC_EPOCH_MINOR_VERSION:
+            messages = [notify_inc_epoch()]
+        else:
+            messages = [notify_inval_entry(ino, name) for ino, name in entries]
+        messages.extend(notify_inval_inode(ino) for ino in directories)
+        if messages:
+            await self._notifier.send(messages)
+
+    # within
+
+    def _later(
+        self,
+        opcode: int,
+        unique: int,
+        nodeid: int,
+        pid: int,
+        answer: Awaitable[bytes | Awaitable[bytes] | None],
+    ) -> None:
+        self._waiting[unique] = self._tasks.create_task(self._wait(opcode, unique, nodeid, pid, answer))
+
+    async def _wait(
+        self,
+        opcode: int,
+        unique: int,
+        nodeid: int,
+        pid: int,
+        answer: Awaitable[bytes | Awaitable[bytes] | None],
+    ) -> None:
+        began = time.monotonic()
+        try:
+            result = await answer
+            if result is not None and not isinstance(result, bytes):
+                result = await result
+            if result is not None and not self._channel.reply(result):
+                self._take_back(opcode, result)
+        except asyncio.CancelledError:
+            # The caller got a signal, or we are stopping. The kernel takes EINTR for either.
+            self._channel.reply(error_reply(unique, errno.EINTR))
+            raise
+        except Exception as error:
+            self._fail(opcode, unique, nodeid, pid, error, time.monotonic() - began)
+        finally:
+            del self._waiting[unique]
+
+    def _fail(self, opcode: int, unique: int, nodeid: int, pid: int, error: Exception, took: float) -> None:
+        """One log line and one errno for a request that went wrong."""
+        if isinstance(error, OutputdError):
+            number = of_error(error)
+            _log.warning(
+                "%s of %s for process %d failed with %s%s: %s",
+                Opcode(opcode).name,
+                self._path(nodeid),
+                pid,
+                errno.errorcode[number],
+                f" after {took:.1f} s" if took >= _SLOW else "",
+                error,
+            )
+        elif isinstance(error, KeyError) and nodeid not in self._tree.inodes:
+            number = errno.ESTALE
+            _log.warning("%s of unknown inode %d", Opcode(opcode).name, nodeid)
+        else:
+            number = errno.EIO
+            _log.error("%s of %s: our own fault", Opcode(opcode).name, self._path(nodeid), exc_info=error)
+        if opcode not in UNANSWERED:
+            self._channel.reply(error_reply(unique, number))
+
+    def _take_back(self, opcode: int, answer: bytes) -> None:
+        """The request was interrupted and the kernel never got this answer: it holds neither the node nor the handle."""
+        if len(answer) < 24 or struct.unpack_from("=i", answer, 4)[0]:
+            return
+        (first,) = struct.unpack_from("=Q", answer, 16)
+        if opcode in (Opcode.LOOKUP, Opcode.MKNOD, Opcode.MKDIR, Opcode.SYMLINK, Opcode.LINK):
+            self._tree.forget(first, 1)
+        elif opcode == Opcode.CREATE:
+            self._files.drop(struct.unpack_from("=Q", answer, 144)[0])
+            self._tree.forget(first, 1)
+        elif opcode == Opcode.OPEN:
+            self._files.drop(first)
+        elif opcode == Opcode.OPENDIR:
+            self._listings.drop(first)
+        elif opcode == Opcode.READDIRPLUS:
+            at = 16
+            while at < len(answer):
+                nodeid, cookie, name_size = struct.unpack_from("=Q120x8xQI", answer, at)
+                if cookie > 2:
+                    self._tree.forget(nodeid, 1)
+                at += 152 + (name_size + 7 & ~7)
+
+    def _init(self, unique: int, nodeid: int, uid: int, gid: int, message: memoryview, end: int) -> bytes:
+        major, minor, max_readahead, offered = decode_init(message, end)
+        if major != KERNEL_VERSION or minor < OLDEST_MINOR_VERSION:
+            _log.error(
+                "the kernel speaks FUSE %d.%d, outputd needs %d.%d (Linux 5.4) or later",
+                major,
+                minor,
+                KERNEL_VERSION,
+                OLDEST_MINOR_VERSION,
+            )
+            return error_reply(unique, errno.EPROTO)
+        self.minor = min(minor, KERNEL_MINOR_VERSION)
+        self.features = offered & _WANTED
+        return init_reply(
+            unique,
+            minor=KERNEL_MINOR_VERSION,
+            max_readahead=max_readahead,
+            flags=self.features,
+            max_background=_MAX_BACKGROUND,
+            congestion_threshold=_MAX_BACKGROUND * 3 // 4,
+            max_write=MAX_WRITE,
+            time_gran=1,
+            max_pages=MAX_WRITE >> 12,
+        )
+
+    def _interrupt(
+        self, unique: int, nodeid: int, uid: int, gid: int, message: memoryview, end: int
+    ) -> bytes | None:
+        task = self._waiting.get(decode_interrupt(message, end))
+        if task is not None:
+            task.cancel()
+        return None  # an INTERRUPT is answered only to have it sent again
+
+    def _destroy(self, unique: int, nodeid: int, uid: int, gid: int, message: memoryview, end: int) -> bytes:
+        return error_reply(unique, 0)
+
+    def _path(self, nodeid: int) -> str:
+        """Where an inode lies below the mount point, for people."""
+        node: Node | None = self._tree.inodes.get(nodeid)
+        parts: list[str] = []
+        while node is not None and node.ino != ROOT_INO:
+            parts.append(node.name.decode(errors="backslashreplace") or f"(removed inode {nodeid})")
+            node = node.parent
+        return "/" + "/".join(reversed(parts))

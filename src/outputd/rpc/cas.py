@@ -1,0 +1,165 @@
+"""REv2 ContentAddressableStorage over a blob store; never holds more than one request's blobs.
+
+Blobs are found by digest alone: every well-formed instance name sees the same store.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Iterable
+from typing import Final
+
+from outputd._proto import remote_execution_pb2 as reapi
+from outputd._proto import status_pb2
+from outputd.digest import Digest, DigestFunction, empty_digest
+from outputd.errors import Corrupt, Exhausted, Invalid, OutputdError, Unsupported
+from outputd.rpc.digests import digest_message, parse_digest, request_function
+from outputd.rpc.directory_pages import directory_pages
+from outputd.rpc.edge import Context, item_status
+from outputd.rpc.limits import BATCH_LIMIT, ITEM_LIMIT, ITEM_OVERHEAD, MESSAGE_LIMIT
+from outputd.rpc.pace import paced
+from outputd.rpc.resource_name import check_instance_name
+from outputd.rpc.services import gives_bytes
+from outputd.store.base import BlobStore
+
+# Writes of one batch under way at once: enough to hide the remote's round trip.
+_WRITES: Final = 16
+
+
+class ContentAddressableStorage:
+    """The service. Raises errors.py's words; what concerns one blob of a batch stands beside that blob."""
+
+    def __init__(self, store: BlobStore) -> None:
+        self._store = store
+
+    async def find_missing_blobs(
+        self, request: reapi.FindMissingBlobsRequest, _context: Context
+    ) -> reapi.FindMissingBlobsResponse:
+        check_instance_name(request.instance_name)
+        if not request.blob_digests:
+            return reapi.FindMissingBlobsResponse()
+        function = request_function(request.digest_function, request.blob_digests)
+        wanted: dict[Digest, None] = {}
+        async for some in paced(request.blob_digests):
+            for message in some:
+                wanted[parse_digest(message, function, f"blob_digests[{len(wanted)}]")] = None
+        wanted.pop(empty_digest(function), None)
+        missing = await self._store.find_missing(wanted) if wanted else set()
+        reply = reapi.FindMissingBlobsResponse()
+        async for absent in paced([digest for digest in wanted if digest in missing]):
+            reply.missing_blob_digests.extend(map(digest_message, absent))
+        if reply.ByteSize() > MESSAGE_LIMIT:
+            raise Invalid(
+                f"blob_digests: an answer with {len(missing)} absent blobs does not fit into a message of"
+                f" {MESSAGE_LIMIT} bytes; ask for fewer at once, 10000 say"
+            )
+        return reply
+
+    async def batch_update_blobs(
+        self, request: reapi.BatchUpdateBlobsRequest, _context: Context
+    ) -> reapi.BatchUpdateBlobsResponse:
+        check_instance_name(request.instance_name)
+        _check_batch("requests", len(request.requests), sum(len(item.data) for item in request.requests))
+        if not request.requests:
+            return reapi.BatchUpdateBlobsResponse()
+        function = request_function(request.digest_function, (item.digest for item in request.requests))
+        reply = reapi.BatchUpdateBlobsResponse()
+        for item in request.requests:
+            reply.responses.add(digest=item.digest)
+        room = asyncio.Semaphore(_WRITES)
+
+        async def keep(item: reapi.BatchUpdateBlobsRequest.Request, status: status_pb2.Status) -> None:
+            async with room:
+                try:
+                    await self._keep(item, function)
+                except OutputdError as error:
+                    status.CopyFrom(item_status(error, "BatchUpdateBlobs"))
+
+        async with asyncio.TaskGroup() as writes:
+            for item, response in zip(request.requests, reply.responses, strict=True):
+                writes.create_task(keep(item, response.status))
+        _fit(reply, (response.status for response in reply.responses))
+        return reply
+
+    async def batch_read_blobs(
+        self, request: reapi.BatchReadBlobsRequest, _context: Context
+    ) -> reapi.BatchReadBlobsResponse:
+        check_instance_name(request.instance_name)
+        _check_batch("digests", len(request.digests), sum(max(0, item.size_bytes) for item in request.digests))
+        if not request.digests:
+            return reapi.BatchReadBlobsResponse()
+        function = request_function(request.digest_function, request.digests)
+        reply = reapi.BatchReadBlobsResponse()
+        wanted: list[tuple[Digest, reapi.BatchReadBlobsResponse.Response]] = []
+        for message in request.digests:
+            response = reply.responses.add(digest=message)
+            try:
+                wanted.append((parse_digest(message, function, "digest"), response))
+            except Invalid as error:
+                response.status.CopyFrom(item_status(error, "BatchReadBlobs"))
+        failures = await self._store.fetch_many({digest for digest, _ in wanted})
+        room = MESSAGE_LIMIT - ITEM_OVERHEAD * len(reply.responses)
+        async for some in paced(wanted):
+            for digest, response in some:
+                failure = failures.get(digest)
+                if failure is None and digest.size > room:
+                    failure = Exhausted(f"{digest}: no room left in this answer; ask again, with fewer blobs")
+                if failure is None:
+                    try:
+                        response.data = await self._store.read(digest)
+                        room -= digest.size
+                    except OutputdError as error:
+                        failure = error
+                if failure is not None:
+                    response.status.CopyFrom(item_status(failure, "BatchReadBlobs"))
+        _fit(reply, (response.status for response in reply.responses))
+        return reply
+
+    @gives_bytes
+    async def get_tree(self, request: reapi.GetTreeRequest, _context: Context) -> AsyncIterator[bytes]:
+        check_instance_name(request.instance_name)
+        if request.page_size < 0:
+            raise Invalid(f"page_size {request.page_size}: expected 0 or more")
+        function = request_function(request.digest_function, [request.root_digest])
+        root = parse_digest(request.root_digest, function, "root_digest")
+        async for page in directory_pages(self._store, root, request.page_size, request.page_token):
+            yield page
+
+    async def split_blob(self, _request: reapi.SplitBlobRequest, _context: Context) -> reapi.SplitBlobResponse:
+        raise Unsupported("SplitBlob is not offered (CacheCapabilities.split_blob_support is false)")
+
+    async def splice_blob(
+        self, _request: reapi.SpliceBlobRequest, _context: Context
+    ) -> reapi.SpliceBlobResponse:
+        raise Unsupported("SpliceBlob is not offered (CacheCapabilities.splice_blob_support is false)")
+
+    async def _keep(self, item: reapi.BatchUpdateBlobsRequest.Request, function: DigestFunction) -> None:
+        if item.compressor != reapi.Compressor.IDENTITY:
+            raise Invalid(f"compressor {item.compressor}: expected IDENTITY, no other is offered for batches")
+        digest = parse_digest(item.digest, function, "digest")
+        if len(item.data) != digest.size:
+            raise Invalid(f"{digest}: {len(item.data)} bytes came, expected {digest.size}")
+        try:
+            await self._store.write(digest, _whole(item.data))
+        except Corrupt as error:
+            raise Invalid(f"{digest}: the bytes that came have another {function.name}") from error
+
+
+async def _whole(data: bytes) -> AsyncIterator[bytes]:
+    yield data
+
+
+def _check_batch(field: str, items: int, size: int) -> None:
+    if size > BATCH_LIMIT:
+        raise Invalid(f"{field}: {size} bytes of blobs; max_batch_total_size_bytes is {BATCH_LIMIT}")
+    if items > ITEM_LIMIT:
+        raise Invalid(f"{field}: {items} blobs; expected {ITEM_LIMIT} at most in one batch")
+
+
+def _fit(
+    reply: reapi.BatchUpdateBlobsResponse | reapi.BatchReadBlobsResponse, statuses: Iterable[status_pb2.Status]
+) -> None:
+    """Codes have room in every reply; texts go when there are too many of them."""
+    if reply.ByteSize() > MESSAGE_LIMIT:
+        for status in statuses:
+            status.ClearField("message")

@@ -1,0 +1,148 @@
+"""What outputd asks of a place that keeps blobs; declarations only, no behaviour.
+
+Every implementation passes `tests/unit/store/conformance.py`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Collection, Mapping
+from dataclasses import dataclass
+from typing import Protocol
+
+from outputd.digest import Digest, DigestFunction
+
+
+@dataclass(frozen=True, slots=True)
+class Usage:
+    """Room on the file system that holds a store. All figures in bytes, as statvfs(3) tells them, but `blobs` and `files`."""
+
+    total: int
+    free: int
+    available: int
+    """Free for us, that is without what is reserved for root."""
+    files: int
+    files_free: int
+    blobs: int
+    """Blobs in the store, or -1 while nobody counted them."""
+    blob_bytes: int
+    """Bytes of these blobs, or -1 while nobody counted them."""
+
+
+@dataclass(frozen=True, slots=True)
+class RemoteAbilities:
+    """What a REv2 server says of itself (GetCapabilities), in our words."""
+
+    digest_functions: frozenset[DigestFunction]
+    max_batch_bytes: int
+    """Largest sum of blob sizes in one batch call; never 0, our own limit applied."""
+    compressors: frozenset[str]
+    """Lowercase names usable on ByteStream, for instance `zstd`."""
+    api_version: str
+    """`low-high` as the server tells it."""
+
+
+class LocalStore(Protocol):
+    """Blobs on a local disk. Synchronous: callers move long calls to a thread. Safe to call from several threads."""
+
+    def has(self, digest: Digest) -> bool:
+        """Whether the blob is here, whole. The empty blob always is."""
+
+    def open(self, digest: Digest) -> int | None:
+        """A new read-only descriptor of the blob's file, or None when it is not here. The caller closes it.
+
+        A file of another size than the digest says is never served and counts as absent. It stays where it is, for the size
+        asked for may be the lie; the true blob displaces a damaged file when it arrives.
+        """
+
+    def read(self, digest: Digest) -> bytes | None:
+        """All bytes of a blob, or None when it is not here. For small blobs."""
+
+    def put(self, digest: Digest, data: bytes) -> None:
+        """Keep these bytes. Raises Corrupt when they do not match, Exhausted when the disk is full."""
+
+    def writer(self, digest: Digest) -> BlobWriter:
+        """Receive a blob piece by piece."""
+
+    def adopt(self, path: str, digest: Digest) -> None:
+        """Take over a file by rename, without a copy; the caller vouches that `path` has this digest, that no writable
+        descriptor of it is left, and that it lies on the store's file system. Raises Exhausted or Unavailable."""
+
+    def missing(self, digests: Collection[Digest]) -> set[Digest]:
+        """Those of `digests` that are not here."""
+
+    def usage(self) -> Usage:
+        """True numbers for statfs and `status`."""
+
+
+class BlobWriter(Protocol):
+    """One blob on its way in. Use as a context manager: leaving without `commit` leaves nothing behind."""
+
+    def write(self, data: bytes | memoryview) -> None: ...
+
+    def commit(self) -> None:
+        """Make the blob visible. Raises Corrupt when the bytes do not match the digest; then nothing is kept."""
+
+    def __enter__(self) -> BlobWriter: ...
+    def __exit__(self, *exc: object) -> None: ...
+
+
+class RemoteBlobs(Protocol):
+    """A REv2 CAS seen by us. Raises NotFound, Corrupt, Unavailable, TimedOut, Denied, Exhausted or Unsupported.
+
+    Every call ends: each wait has a deadline. Transient failures were retried before anything is raised.
+    """
+
+    async def abilities(self) -> RemoteAbilities: ...
+
+    async def find_missing(self, digests: Collection[Digest]) -> set[Digest]:
+        """FindMissingBlobs, in batches of any number the server takes."""
+
+    async def read_batch(self, digests: Collection[Digest]) -> Mapping[Digest, bytes | NotFoundMark]:
+        """Small blobs, each verified. Every digest asked for has an entry."""
+
+    def read_stream(self, digest: Digest, offset: int = 0) -> AsyncIterator[bytes]:
+        """The bytes of one blob from `offset`, resumed over broken streams. Not verified here: the receiver hashes."""
+
+    async def write(self, digest: Digest, data: AsyncIterator[bytes]) -> None:
+        """Upload one blob."""
+
+    async def write_batch(self, blobs: Mapping[Digest, bytes]) -> None:
+        """Upload small blobs."""
+
+    async def close(self) -> None: ...
+
+
+class NotFoundMark:
+    """The one value that stands for "the remote said NOT_FOUND" in a batch."""
+
+
+NOT_FOUND = NotFoundMark()
+
+
+class BlobStore(Protocol):
+    """What the drive, the builds and the served CAS use: the local store before the remote one, if there is a remote.
+
+    Raises what RemoteBlobs raises, plus Exhausted when the local disk is full.
+    """
+
+    @property
+    def local(self) -> LocalStore: ...
+
+    async def fetch(self, digest: Digest) -> None:
+        """Return when the blob is in the local store, whole and verified. One flight per digest, whoever asks."""
+
+    async def fetch_many(self, digests: Collection[Digest]) -> dict[Digest, Exception]:
+        """As `fetch` for many, small ones coalesced into batches; the failures, if any, by digest."""
+
+    async def read(self, digest: Digest) -> bytes:
+        """All bytes of a small blob, kept locally too."""
+
+    async def find_missing(self, digests: Collection[Digest]) -> set[Digest]:
+        """Digests that neither the local store nor the remote holds.
+
+        The remote is asked for all of them, held locally or not, for its answer prolongs lifetimes there (REv2). When it cannot
+        be reached this raises Unavailable.
+        """
+
+    async def write(self, digest: Digest, data: AsyncIterator[bytes]) -> None:
+        """Keep a blob: in the local store and, when there is a remote, there too before this returns."""

@@ -1,0 +1,143 @@
+"""Single calls to one server: the channel, the limit on calls, deadlines, headers. Never retries, never looks into a message.
+
+A call that fails gives a `Failure` as a value; who calls decides about another try.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+from contextvars import ContextVar
+from typing import Final
+
+import grpc
+import grpc.aio
+
+from outputd import __version__
+from outputd._proto import remote_execution_pb2 as reapi
+from outputd.errors import TimedOut, Unavailable
+from outputd.store.remote.endpoint import Endpoint, RemoteOptions, check_headers, open_channel
+from outputd.store.remote.failure import of_call
+from outputd.store.remote.retry import Failure
+
+build_id: ContextVar[str] = ContextVar("build_id", default="")
+"""The build on whose behalf calls are made; servers see it as RequestMetadata.tool_invocation_id."""
+
+_REQUEST_METADATA: Final = "build.bazel.remote.execution.v2.requestmetadata-bin"
+_RESOURCE_NAME: Final = "build.bazel.remote.execution.v2.resource-name"
+
+
+class Connection:
+    """A server's calls as bytes in and bytes out."""
+
+    def __init__(self, endpoint: Endpoint, options: RemoteOptions) -> None:
+        """Connects at the first call. Raises Invalid for headers that cannot be sent."""
+        self.endpoint: Final = endpoint
+        self.timeout: Final = options.timeout
+        self.losses = 0
+        """How often the server could not be reached: what was learnt from it before may be out of date."""
+        self._options = options
+        self._headers = check_headers(options.headers)
+        self._slots = asyncio.Semaphore(options.max_concurrent)
+        self._channel: grpc.aio.Channel | None = None
+        self._closed = False
+
+    async def call(self, method: str, request: bytes, doing: str) -> bytes | Failure:
+        """One request, one reply."""
+        async with self._slots:
+            call = self._open().unary_unary(method)
+            try:
+                reply: bytes = await call(request, timeout=self.timeout, metadata=self._metadata())
+                return reply
+            except grpc.aio.AioRpcError as error:
+                return self._failure(error, doing)
+            except asyncio.CancelledError as error:
+                return self._closed_beneath(error, doing)
+
+    async def receive(self, method: str, request: bytes, resource: str, doing: str) -> AsyncIterator[bytes | Failure]:
+        """One request, many replies. When the stream breaks, the last item is a Failure."""
+        async with self._slots:
+            call = self._open().unary_stream(method)(request, metadata=self._metadata(resource))
+            try:
+                while True:
+                    async with asyncio.timeout(self.timeout):
+                        reply = await call.read()
+                    if reply is grpc.aio.EOF:
+                        return
+                    yield reply
+            except grpc.aio.AioRpcError as error:
+                yield self._failure(error, doing)
+            except TimeoutError as error:
+                yield self._stalled(error, doing)
+            except asyncio.CancelledError as error:
+                yield self._closed_beneath(error, doing)
+            finally:
+                call.cancel()
+
+    async def send(
+        self, method: str, requests: AsyncIterator[bytes], resource: str, doing: str
+    ) -> bytes | Failure:
+        """Many requests, one reply, which may come before all requests are out: then the rest is not sent."""
+        async with self._slots:
+            call = self._open().stream_unary(method)(metadata=self._metadata(resource))
+            try:
+                try:
+                    async for request in requests:
+                        async with asyncio.timeout(self.timeout):
+                            await call.write(request)
+                    await call.done_writing()
+                except (grpc.aio.AioRpcError, asyncio.InvalidStateError):
+                    pass  # The server ended the call, well or badly: its reply or status follows.
+                async with asyncio.timeout(self.timeout):
+                    reply: bytes = await call
+                return reply
+            except grpc.aio.AioRpcError as error:
+                return self._failure(error, doing)
+            except TimeoutError as error:
+                return self._stalled(error, doing)
+            except asyncio.CancelledError as error:
+                return self._closed_beneath(error, doing)
+            finally:
+                call.cancel()
+
+    async def close(self) -> None:
+        """Ends calls in flight, and allows none afterwards."""
+        self._closed = True
+        if self._channel is not None:
+            await self._channel.close()
+
+    def _open(self) -> grpc.aio.Channel:
+        if self._closed:
+            raise Unavailable(f"the connection to {self.endpoint} is closed")
+        if self._channel is None:
+            self._channel = open_channel(self.endpoint, self._options)
+        return self._channel
+
+    def _metadata(self, resource: str = "") -> grpc.aio.Metadata:
+        request = reapi.RequestMetadata(
+            tool_details=reapi.ToolDetails(tool_name="outputd", tool_version=__version__),
+            tool_invocation_id=build_id.get(),
+        )
+        metadata = grpc.aio.Metadata(*self._headers, (_REQUEST_METADATA, request.SerializeToString()))
+        if resource:
+            # For routers between us and the store, which should not have to look into messages.
+            metadata.add(_RESOURCE_NAME, resource)
+        return metadata
+
+    def _failure(self, error: grpc.aio.AioRpcError, doing: str) -> Failure:
+        if error.code() is grpc.StatusCode.UNAVAILABLE:
+            self.losses += 1
+        return of_call(error, f"{doing} at {self.endpoint}")
+
+    def _stalled(self, cause: TimeoutError, doing: str) -> Failure:
+        error = TimedOut(f"cannot {doing} at {self.endpoint}: nothing moved for {self.timeout:g} s")
+        error.__cause__ = cause
+        return Failure(error, transient=True)
+
+    def _closed_beneath(self, cancelled: asyncio.CancelledError, doing: str) -> Failure:
+        """grpc.aio raises CancelledError when its channel closes, too; one that is meant for our task goes on."""
+        task = asyncio.current_task()
+        if task is None or task.cancelling():
+            raise cancelled
+        error = Unavailable(f"cannot {doing} at {self.endpoint}: the connection was closed")
+        return Failure(error, transient=False)

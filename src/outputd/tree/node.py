@@ -1,0 +1,170 @@
+"""Nodes of the tree: what a file, directory, symlink or special file is in memory. Behaviour that spans nodes is in tree.py.
+
+A tree holds a node for every name of every expanded directory, so these are plain classes with `__slots__`: 112 bytes for a file
+beside its digest and name. What few nodes have lies in `Extra`.
+"""
+
+from __future__ import annotations
+
+import stat
+from typing import Final
+
+from outputd.digest import Digest, DigestFunction
+
+FILE_MODE: Final = stat.S_IFREG | 0o644
+"""Mode of a CAS file that is not executable, unless its attribute record says otherwise."""
+EXECUTABLE_MODE: Final = stat.S_IFREG | 0o755
+"""Mode of an executable CAS file. Writable by its owner: a local action may truncate what was staged for it."""
+DIRECTORY_MODE: Final = stat.S_IFDIR | 0o755
+SYMLINK_MODE: Final = stat.S_IFLNK | 0o777
+
+NO_RECORD: Final = b""
+"""Value of `Directory.record` where every attribute below is the default."""
+
+MAX_NAME: Final = 255
+"""Bytes in one name (NAME_MAX)."""
+MAX_LINKS: Final = 65000
+"""Hard links of one file, ext4's limit."""
+
+
+class Extra:
+    """Attributes that few nodes have."""
+
+    __slots__ = ("atime", "gid", "linked", "nlink", "uid", "xattrs")
+
+    def __init__(self) -> None:
+        self.atime: int | None = None
+        """Nanoseconds since 1970; None: as mtime."""
+        self.uid: int | None = None
+        """None: the owner of the tree."""
+        self.gid: int | None = None
+        self.nlink = 1
+        """Names of a hard-linked file, those in collapsed directories included."""
+        self.linked: list[tuple[Directory, bytes]] | None = None
+        """Names in expanded directories beyond the node's own `parent` and `name`."""
+        self.xattrs: dict[bytes, bytes] | None = None
+
+
+class Local:
+    """Bytes of a file that was written here and is not, or not yet, a blob: a private file known by its key."""
+
+    __slots__ = ("key", "size", "version", "writers")
+
+    def __init__(self, key: int, size: int = 0) -> None:
+        self.key = key
+        """Number of the private file; drive knows where it lies."""
+        self.size = size
+        """Bytes, as last seen; while passed through to the kernel the private file itself is the truth."""
+        self.writers = 0
+        """Open handles that may write. A file with writers has no digest."""
+        self.version = 0
+        """Grows with every change of the bytes: a hash counts only if this is what it was when hashing began."""
+
+
+class Node:
+    """What every name leads to."""
+
+    __slots__ = ("ctime", "extra", "ino", "lookups", "mode", "mtime", "name", "parent")
+
+    def __init__(self, mode: int, now: int) -> None:
+        self.parent: Directory | None = None
+        """The directory that holds `name`; None at the root of the mount and once unlinked."""
+        self.name = b""
+        self.ino = 0
+        """Inode number, FUSE node id at the same time; 0 until somebody outside has seen it. Never used again."""
+        self.lookups = 0
+        """References the kernel holds (FUSE lookup count)."""
+        self.mode = mode
+        """File type and permission bits."""
+        self.mtime = now
+        """Nanoseconds since 1970. Nodes of one request share the object."""
+        self.ctime = now
+        self.extra: Extra | None = None
+
+    @property
+    def nlink(self) -> int:
+        """Hard links, 0 once unlinked."""
+        if self.extra is not None and self.parent is not None:
+            return self.extra.nlink
+        return 0 if self.parent is None else 1
+
+
+class File(Node):
+    """A regular file: a blob by digest, or local bytes."""
+
+    __slots__ = ("content",)
+
+    def __init__(self, mode: int, now: int, content: Digest | Local) -> None:
+        Node.__init__(self, mode, now)
+        self.content = content
+
+    @property
+    def size(self) -> int:
+        """Bytes."""
+        return self.content.size
+
+
+class Symlink(Node):
+    """A symbolic link; its target is kept byte for byte."""
+
+    __slots__ = ("target",)
+
+    def __init__(self, target: bytes, now: int) -> None:
+        Node.__init__(self, SYMLINK_MODE, now)
+        self.target = target
+
+
+class Special(Node):
+    """A fifo, a socket or a device."""
+
+    __slots__ = ("rdev",)
+
+    def __init__(self, mode: int, now: int, rdev: int) -> None:
+        Node.__init__(self, mode, now)
+        self.rdev = rdev
+
+
+class Directory(Node):
+    """A directory, expanded (`children` is a dict) or collapsed (`children` is None, and `digest` or `tree` says what it holds)."""
+
+    __slots__ = ("children", "digest", "negatives", "record", "subdirectories", "tree", "volume")
+
+    def __init__(self, mode: int, now: int, volume: Volume) -> None:
+        Node.__init__(self, mode, now)
+        self.volume = volume
+        self.children: dict[bytes, Node] | None = {}
+        self.digest: Digest | None = None
+        """Digest of the REv2 Directory message; None while unknown or outdated. Known implies known for everything below."""
+        self.record: bytes | None = None
+        """Digest of the attribute record, NO_RECORD where there is nothing to record, None while outdated."""
+        self.tree: Digest | None = None
+        """A collapsed root staged by the digest of its REv2 Tree message alone: `digest` comes when that is read."""
+        self.subdirectories = 0
+        self.negatives: set[bytes] | None = None
+        """Names whose absence the kernel may remember."""
+
+    @property
+    def nlink(self) -> int:
+        """2 and one for each subdirectory; 1 stands for "not known" while collapsed, as on btrfs."""
+        if self.parent is None and self.volume.root is not self:
+            return 0
+        return 1 if self.children is None else 2 + self.subdirectories
+
+
+class Volume:
+    """One output path: the unit of identity, of writing, and of hard links and renames."""
+
+    __slots__ = ("changes", "function", "linked", "next_ino", "number", "root", "writable")
+
+    def __init__(self, number: int, now: int, *, writable: bool) -> None:
+        self.number = number
+        """Distinct for each volume that ever was; the upper bits of its inode numbers."""
+        self.next_ino = (number << 40) + 1
+        self.writable = writable
+        self.function = DigestFunction.SHA256
+        """What local files are hashed with: the digest function of the last build."""
+        self.changes = 0
+        """Grows with every change of content or attributes."""
+        self.linked: dict[int, File] = {}
+        """Hard-linked files by inode number, so that names met later lead to the same node."""
+        self.root = Directory(DIRECTORY_MODE, now, self)
