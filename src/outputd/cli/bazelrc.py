@@ -56,7 +56,9 @@ def _facts(settings: Config, console: Console) -> _Facts:
         status = status_of_daemon(settings, console.environ)
     except OutputdError:
         source = f"the settings: no daemon answers at {addresses[0]}; start it with `outputd serve`"
-        return _Facts(source, address.bazel, settings.mount.path, settings.remote.url, settings.remote.instance_name)
+        return _Facts(
+            source, address.bazel, settings.mount.path, settings.remote.url, settings.remote.instance_name
+        )
     remote = status.remote.url if status.HasField("remote") else None
     source = f"the running daemon, pid {status.pid}"
     return _Facts(source, address.bazel, status.mount.path, remote, settings.remote.instance_name)

@@ -27,7 +27,9 @@ EXAMPLES: Final = """\
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     what = parser.add_subparsers(dest="what", metavar="WHAT", required=True)
     show = what.add_parser(
-        "show", help="print every setting in force", description="Print every setting in force; secrets are masked."
+        "show",
+        help="print every setting in force",
+        description="Print every setting in force; secrets are masked.",
     )
     show.add_argument("--origin", action="store_true", help="add where each value comes from")
     show.add_argument("--json", action="store_true", help="print one JSON object")
@@ -37,7 +39,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="say what is wrong with the settings",
         description="Say what is wrong with the settings, all of it at once, with line numbers.",
     )
-    check.add_argument("file", nargs="?", metavar="FILE", help="check this file alone, without the environment")
+    check.add_argument(
+        "file", nargs="?", metavar="FILE", help="check this file alone, without the environment"
+    )
 
 
 def run(arguments: argparse.Namespace, console: Console) -> ExitCode:
@@ -60,4 +64,6 @@ def _check(file: str | None, console: Console) -> None:
     loaded = load_file(file, console.environ) if file is not None else load({}, console.environ)
     changed = sum(origin.kind != "default" for origin in loaded.origins.values())
     source = loaded.file or f"no settings file ({usual_file(console.environ)} does not exist)"
-    console.print(f"{source}: ok; {changed} of {len(loaded.origins)} settings are set, the others have their defaults")
+    console.print(
+        f"{source}: ok; {changed} of {len(loaded.origins)} settings are set, the others have their defaults"
+    )

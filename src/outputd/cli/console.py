@@ -71,7 +71,9 @@ def columns(rows: Iterable[Sequence[str]]) -> list[str]:
     """Rows of cells as lines, each column as wide as its widest cell."""
     rows = list(rows)
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    return ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows]
+    return [
+        "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows
+    ]
 
 
 def show_bytes(size: int) -> str:
@@ -94,7 +96,11 @@ def show_count(number: int) -> str:
 def show_seconds(seconds: float) -> str:
     """For people: the two largest units."""
     whole = int(seconds)
-    for unit, size, next_unit, next_size in (("d", 86400, "h", 3600), ("h", 3600, "min", 60), ("min", 60, "s", 1)):
+    for unit, size, next_unit, next_size in (
+        ("d", 86400, "h", 3600),
+        ("h", 3600, "min", 60),
+        ("min", 60, "s", 1),
+    ):
         if whole >= size:
             rest = whole % size // next_size
             return f"{whole // size} {unit} {rest} {next_unit}" if rest else f"{whole // size} {unit}"

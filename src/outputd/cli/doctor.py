@@ -107,12 +107,16 @@ def _within_time(name: str, check: Check) -> list[Finding]:
         reason = f"no answer within {_CHECK_SECONDS:g} s"
         return [*findings, failed(name, reason, "look for a dead mount or network file system: mount, df")]
     if not done:
-        findings.append(failed(name, "the check itself failed, as told on standard error", "report it, with that text"))
+        findings.append(
+            failed(name, "the check itself failed, as told on standard error", "report it, with that text")
+        )
     return findings
 
 
 def _print(finding: Finding, console: Console) -> None:
-    colour = {Verdict.PASS: Colour.GREEN, Verdict.WARN: Colour.YELLOW, Verdict.FAIL: Colour.RED}[finding.verdict]
+    colour = {Verdict.PASS: Colour.GREEN, Verdict.WARN: Colour.YELLOW, Verdict.FAIL: Colour.RED}[
+        finding.verdict
+    ]
     console.print(f"{console.paint(colour, finding.verdict)}  {finding.check}: {finding.reason}")
     if finding.fix is not None:
         console.print(f"      fix: {finding.fix}")

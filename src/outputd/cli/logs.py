@@ -64,7 +64,9 @@ class TextLine(logging.Formatter):
     @staticmethod
     def _word(value: object) -> str:
         text = str(value)
-        return text if text and text.isprintable() and " " not in text and '"' not in text else json.dumps(text)
+        return (
+            text if text and text.isprintable() and " " not in text and '"' not in text else json.dumps(text)
+        )
 
 
 class JsonLine(logging.Formatter):
@@ -102,7 +104,9 @@ class _LineHandler(logging.Handler):
         except queue.Full:
             self._lost += 1
         except (TypeError, ValueError):
-            self.handleError(record)  # the message does not fit its arguments: our fault, but no reason to stop
+            self.handleError(
+                record
+            )  # the message does not fit its arguments: our fault, but no reason to stop
 
     def close(self) -> None:
         try:

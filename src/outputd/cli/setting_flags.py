@@ -7,26 +7,43 @@ import argparse
 from outputd.cli.console import Console
 from outputd.config import Loaded, load
 from outputd.config.kinds import Addresses, Boolean
-from outputd.config.settings import table
+from outputd.config.settings import Entry, table
 
 
 def add_setting_flags(parser: argparse.ArgumentParser) -> None:
     """Add `--config` and a flag for each setting that has one."""
-    group = parser.add_argument_group("settings", "a flag goes before its environment variable, the file and the default")
-    group.add_argument("--config", metavar="FILE", help="settings file (default: $XDG_CONFIG_HOME/outputd/config.toml)")
+    group = parser.add_argument_group(
+        "settings", "a flag goes before its environment variable, the file and the default"
+    )
+    group.add_argument(
+        "--config", metavar="FILE", help="settings file (default: $XDG_CONFIG_HOME/outputd/config.toml)"
+    )
     for entry in table().values():
         key = entry.key
         if key.flag is None:
             continue
-        sentence = key.sentence[0].lower() + key.sentence[1:].rstrip(".")
-        help_text = f"{sentence} [{entry.section}] {entry.name}".replace("%", "%%")
         if isinstance(key.kind, Boolean):
-            group.add_argument(key.flag, dest=entry.full, action=argparse.BooleanOptionalAction, default=None, help=help_text)
-        elif isinstance(key.kind, Addresses):
-            again = f"{help_text}; may be given more than once"
-            group.add_argument(key.flag, dest=entry.full, metavar=key.metavar, action="append", help=again)
+            group.add_argument(
+                key.flag, dest=entry.full, action=argparse.BooleanOptionalAction, default=None, help=_help(entry)
+            )
         else:
-            group.add_argument(key.flag, dest=entry.full, metavar=key.metavar, help=help_text)
+            action = "append" if isinstance(key.kind, Addresses) else "store"
+            group.add_argument(
+                key.flag, dest=entry.full, metavar=key.metavar, action=action, help=_help(entry)
+            )
+
+
+def _help(entry: Entry) -> str:
+    key = entry.key
+    sentence = key.sentence[0].lower() + key.sentence[1:].rstrip(".")
+    if isinstance(key.kind, Addresses):
+        sentence += "; may be given more than once"
+    default = f"; default: {_shown(key.default)}" if key.default not in (None, False) else ""
+    return f"{sentence} ([{entry.section}] {entry.name}{default})"
+
+
+def _shown(default: object) -> str:
+    return ", ".join(map(str, default)) if isinstance(default, list) else str(default)
 
 
 def load_settings(arguments: argparse.Namespace, console: Console) -> Loaded:

@@ -13,8 +13,6 @@ from outputd.cli.setting_flags import add_setting_flags, load_settings
 from outputd.errors import Unavailable
 
 if TYPE_CHECKING:
-    from google.protobuf.timestamp_pb2 import Timestamp
-
     from outputd.rpc.admin_client import GetStatusResponse, OutputBase
 
 NAME: Final = "status"
@@ -28,7 +26,9 @@ exit code 4 when no daemon answers."""
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--json", action="store_true", help="print one JSON object; fields are only ever added")
+    parser.add_argument(
+        "--json", action="store_true", help="print one JSON object; fields are only ever added"
+    )
     add_setting_flags(parser)
 
 
@@ -55,14 +55,20 @@ def as_data(status: GetStatusResponse) -> dict[str, object]:
         "version": status.version,
         "pid": status.pid,
         "uptime_seconds": _uptime(status),
-        "mount": {"path": status.mount.path, "abi": status.mount.abi, "features": list(status.mount.features)},
+        "mount": {
+            "path": status.mount.path,
+            "abi": status.mount.abi,
+            "features": list(status.mount.features),
+        },
         "listen_addresses": list(status.listen_addresses),
         "output_bases": [
             {
                 "id": base.id,
                 "running_build_id": base.running_build_id or None,
                 "last_build_id": base.last_build_id or None,
-                "last_build_time": _instant(base.last_build_time) if base.HasField("last_build_time") else None,
+                "last_build_time": _instant(base.last_build_time.seconds)
+                if base.HasField("last_build_time")
+                else None,
                 "entries": base.entries,
                 "dirty": base.dirty,
             }
@@ -87,7 +93,9 @@ def _remote_data(status: GetStatusResponse) -> dict[str, object] | None:
         "url": remote.url,
         "state": _remote_state(status),
         "last_error": remote.last_error or None,
-        "last_error_time": _instant(remote.last_error_time) if remote.HasField("last_error_time") else None,
+        "last_error_time": _instant(remote.last_error_time.seconds)
+        if remote.HasField("last_error_time")
+        else None,
     }
 
 
@@ -98,7 +106,9 @@ def _remote_state(status: GetStatusResponse) -> str:
 
 def _lines(status: GetStatusResponse, console: Console) -> Iterator[str]:
     store, mount = status.store, status.mount
-    yield console.paint(Colour.BOLD, f"outputd {status.version}, pid {status.pid}, up {show_seconds(_uptime(status))}")
+    yield console.paint(
+        Colour.BOLD, f"outputd {status.version}, pid {status.pid}, up {show_seconds(_uptime(status))}"
+    )
     held = "not counted yet"
     if store.blobs >= 0:
         held = f"{show_count(store.blobs)} blobs, {show_bytes(store.blob_bytes)}"
@@ -130,7 +140,7 @@ def _row(base: OutputBase) -> tuple[str, str, str, str, str, str]:
         base.id,
         f"running {base.running_build_id}" if base.running_build_id else "none",
         base.last_build_id or "-",
-        _instant(base.last_build_time) if base.HasField("last_build_time") else "-",
+        _instant(base.last_build_time.seconds) if base.HasField("last_build_time") else "-",
         show_count(base.entries),
         "yes" if base.dirty else "no",
     )
@@ -140,5 +150,5 @@ def _uptime(status: GetStatusResponse) -> float:
     return status.uptime.seconds + status.uptime.nanos / 1e9
 
 
-def _instant(time: Timestamp) -> str:
-    return datetime.fromtimestamp(time.seconds, UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
+def _instant(seconds: int) -> str:
+    return datetime.fromtimestamp(seconds, UTC).strftime("%Y-%m-%dT%H:%M:%SZ")

@@ -26,6 +26,7 @@ _UNITS: Final = {
     **{f"{letter}iB": 1 << shift for letter, shift in (("K", 10), ("M", 20), ("G", 30), ("T", 40))},
     **{f"{letter}B": 10**power for letter, power in (("k", 3), ("M", 6), ("G", 9), ("T", 12))},
 }
+_HOST_PORT: Final = re.compile(r"(\[[0-9A-Fa-f:.%]+\]|[^\[\]:/@\s]+)(?::(\d{1,5}))?")
 _HEADER_NAME: Final = re.compile(r"[0-9a-z_.-]+")
 
 
@@ -255,21 +256,17 @@ class RemoteUrl:
             address = parse_address(_complete_unix(raw, places))
             assert isinstance(address, UnixAddress)
             return str(address)
-        scheme, separator, rest = raw.rpartition("://")
-        if separator and scheme not in ("grpc", "grpcs"):
-            raise _wrong(raw, right)
-        if "@" in rest:
-            # Not shown: what stands before the @ is a password.
+        scheme, separator, authority = raw.rpartition("://")
+        if "@" in authority:
+            # Not shown: what stands before the @ may be a password.
             raise Invalid(
                 "a URL with a user or a password in it; put credentials into headers, best as @FILE"
             )
-        host, _, port = rest.rpartition(":") if re.search(r":\d+$", rest) else (rest, "", "")
-        if (
-            not host
-            or "/" in rest
-            or any(letter.isspace() for letter in rest)
-            or (port and not 0 < int(port) < 65536)
-        ):
+        found = _HOST_PORT.fullmatch(authority)
+        secure = scheme != "grpc"
+        if (separator and scheme not in ("grpc", "grpcs")) or not found or not (found[2] or secure):
+            raise _wrong(raw, right)
+        if not 0 < int(found[2] or 443) < 65536:
             raise _wrong(raw, right)
         return raw
 
@@ -279,7 +276,7 @@ class RemoteUrl:
 
 @dataclass(frozen=True, slots=True)
 class Headers:
-    """gRPC metadata to send. A value `@PATH` is read from that file each time a connection is made."""
+    """gRPC metadata to send. A value `@PATH` is read from that file when the daemon starts."""
 
     name: str = "table of text"
 

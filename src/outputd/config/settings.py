@@ -164,14 +164,18 @@ class Remote:
     ]
     timeout: Annotated[
         float,
-        Key(Seconds(least=0.1), 60, "How long one request may go without progress before it is given up."),
+        Key(
+            Seconds(least=0.1),
+            30,
+            "How long to wait for the answer to one request, or for the next piece of a stream.",
+        ),
     ]
     retry_seconds: Annotated[
         float,
         Key(
             Seconds(),
             30,
-            "How long a request that failed for a passing reason is tried again, tries and pauses together.",
+            "How long a request that fails for a passing reason is tried again after its last progress.",
         ),
     ]
     max_concurrent: Annotated[int, Key(Count(1, 10_000), 64, "How many requests may be under way at once.")]
@@ -252,7 +256,7 @@ class Log:
             "info",
             "The least important message to write.",
             "--log-level",
-            "LEVEL",
+            "debug|info|warning|error",
         ),
     ]
     format: Annotated[
@@ -262,7 +266,7 @@ class Log:
             "text",
             "Lines for people, or one JSON object a line.",
             "--log-format",
-            "FORMAT",
+            "text|json",
         ),
     ]
 

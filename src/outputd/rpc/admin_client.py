@@ -1,49 +1,41 @@
 """Asks a running daemon about itself, for commands that run once and end. Never used by the daemon.
 
-Synchronous: a command has nothing else to do meanwhile. Protocol: `outputd.v1.Admin` (protos/outputd/v1/admin.proto).
+Protocol: `outputd.v1.Admin` (protos/outputd/v1/admin.proto).
 """
 
 from __future__ import annotations
 
-import os
+import asyncio
 from typing import Final
 
-import grpc
+import grpc.aio
 
-from outputd._proto.admin_pb2 import GetStatusRequest, GetStatusResponse, OutputBase, Remote
-from outputd.errors import Invalid, TimedOut, Unavailable
+from outputd._proto import admin_pb2
+from outputd._proto.admin_pb2 import GetStatusRequest, GetStatusResponse, OutputBase
+from outputd.errors import Invalid, OutputdError, TimedOut, Unavailable
+from outputd.rpc.client import CHANNEL_OPTIONS, Stub
 
-__all__ = ["GetStatusResponse", "OutputBase", "Remote", "fetch_status"]
+__all__ = ["GetStatusResponse", "OutputBase", "fetch_status"]
 
-_METHOD: Final = "/outputd.v1.Admin/GetStatus"
-_LARGEST_REPLY: Final = 64 << 20
-_OPTIONS: Final = (
-    ("grpc.enable_http_proxy", 0),  # the daemon is on this machine; http_proxy is not meant for it
-    ("grpc.max_receive_message_length", _LARGEST_REPLY),
-)
+# The daemon is on this machine; http_proxy is not meant for it.
+_OPTIONS: Final = (*CHANNEL_OPTIONS, ("grpc.enable_http_proxy", 0))
 
 
 def fetch_status(target: str, seconds: float) -> GetStatusResponse:
     """The status of the daemon at a gRPC target. Raises Unavailable, TimedOut, or Invalid when something else answers there."""
-    # gRPC's own complaints about a refused connection would stand beside our one clear line.
-    os.environ.setdefault("GRPC_VERBOSITY", "NONE")
-    with grpc.insecure_channel(target, options=_OPTIONS) as channel:
-        ask = channel.unary_unary(
-            _METHOD,
-            request_serializer=GetStatusRequest.SerializeToString,
-            response_deserializer=GetStatusResponse.FromString,
-        )
+    return asyncio.run(_fetch_status(target, seconds))
+
+
+async def _fetch_status(target: str, seconds: float) -> GetStatusResponse:
+    async with grpc.aio.insecure_channel(target, options=_OPTIONS) as channel:
+        admin = Stub(channel, admin_pb2.DESCRIPTOR.services_by_name["Admin"])
         try:
-            reply: GetStatusResponse = ask(GetStatusRequest(), timeout=seconds)
-        except grpc.RpcError as wrong:
-            raise _in_our_words(wrong, target) from wrong
-    return reply
-
-
-def _in_our_words(wrong: grpc.RpcError, target: str) -> Invalid | Unavailable:
-    code, details = wrong.code(), wrong.details()
-    if code is grpc.StatusCode.DEADLINE_EXCEEDED:
-        return TimedOut(f"{target} did not answer in time; the daemon there is busy or stuck")
-    if code is grpc.StatusCode.UNAVAILABLE:
-        return Unavailable(f"no daemon answers at {target}: {details}")
-    return Invalid(f"what answers at {target} is not a running outputd: {code.name}: {details}")
+            return await admin.call("GetStatus", GetStatusRequest(), GetStatusResponse, timeout=seconds)
+        except TimedOut as wrong:
+            raise TimedOut(
+                f"{target} does not answer within {seconds:g} s; what listens there is busy or stuck"
+            ) from wrong
+        except Unavailable as wrong:
+            raise Unavailable(f"no daemon answers at {target}: {wrong}") from wrong
+        except OutputdError as wrong:
+            raise Invalid(f"what answers at {target} is no running outputd: {wrong}") from wrong

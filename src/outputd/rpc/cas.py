@@ -24,6 +24,8 @@ from outputd.store.base import BlobStore
 
 # Writes of one batch under way at once: enough to hide the remote's round trip.
 _WRITES: Final = 16
+# Hex digits of the longest hash, SHA512.
+_HASH_LIMIT: Final = 128
 
 
 class ContentAddressableStorage:
@@ -40,9 +42,11 @@ class ContentAddressableStorage:
             return reapi.FindMissingBlobsResponse()
         function = request_function(request.digest_function, request.blob_digests)
         wanted: dict[Digest, None] = {}
+        parsed = 0
         async for some in paced(request.blob_digests):
             for message in some:
-                wanted[parse_digest(message, function, f"blob_digests[{len(wanted)}]")] = None
+                wanted[parse_digest(message, function, f"blob_digests[{parsed}]")] = None
+                parsed += 1
         wanted.pop(empty_digest(function), None)
         missing = await self._store.find_missing(wanted) if wanted else set()
         reply = reapi.FindMissingBlobsResponse()
@@ -65,7 +69,7 @@ class ContentAddressableStorage:
         function = request_function(request.digest_function, (item.digest for item in request.requests))
         reply = reapi.BatchUpdateBlobsResponse()
         for item in request.requests:
-            reply.responses.add(digest=item.digest)
+            reply.responses.add(digest=_echo(item.digest))
         room = asyncio.Semaphore(_WRITES)
 
         async def keep(item: reapi.BatchUpdateBlobsRequest.Request, status: status_pb2.Status) -> None:
@@ -85,14 +89,16 @@ class ContentAddressableStorage:
         self, request: reapi.BatchReadBlobsRequest, _context: Context
     ) -> reapi.BatchReadBlobsResponse:
         check_instance_name(request.instance_name)
-        _check_batch("digests", len(request.digests), sum(max(0, item.size_bytes) for item in request.digests))
+        _check_batch(
+            "digests", len(request.digests), sum(max(0, item.size_bytes) for item in request.digests)
+        )
         if not request.digests:
             return reapi.BatchReadBlobsResponse()
         function = request_function(request.digest_function, request.digests)
         reply = reapi.BatchReadBlobsResponse()
         wanted: list[tuple[Digest, reapi.BatchReadBlobsResponse.Response]] = []
         for message in request.digests:
-            response = reply.responses.add(digest=message)
+            response = reply.responses.add(digest=_echo(message))
             try:
                 wanted.append((parse_digest(message, function, "digest"), response))
             except Invalid as error:
@@ -125,7 +131,9 @@ class ContentAddressableStorage:
         async for page in directory_pages(self._store, root, request.page_size, request.page_token):
             yield page
 
-    async def split_blob(self, _request: reapi.SplitBlobRequest, _context: Context) -> reapi.SplitBlobResponse:
+    async def split_blob(
+        self, _request: reapi.SplitBlobRequest, _context: Context
+    ) -> reapi.SplitBlobResponse:
         raise Unsupported("SplitBlob is not offered (CacheCapabilities.split_blob_support is false)")
 
     async def splice_blob(
@@ -156,8 +164,16 @@ def _check_batch(field: str, items: int, size: int) -> None:
         raise Invalid(f"{field}: {items} blobs; expected {ITEM_LIMIT} at most in one batch")
 
 
+def _echo(digest: reapi.Digest) -> reapi.Digest:
+    """What tells the client which blob is meant, unless it is nothing like a digest: ITEM_OVERHEAD has to hold."""
+    if len(digest.hash) <= _HASH_LIMIT and digest.hash.isascii():
+        return reapi.Digest(hash=digest.hash, size_bytes=digest.size_bytes)
+    return reapi.Digest()
+
+
 def _fit(
-    reply: reapi.BatchUpdateBlobsResponse | reapi.BatchReadBlobsResponse, statuses: Iterable[status_pb2.Status]
+    reply: reapi.BatchUpdateBlobsResponse | reapi.BatchReadBlobsResponse,
+    statuses: Iterable[status_pb2.Status],
 ) -> None:
     """Codes have room in every reply; texts go when there are too many of them."""
     if reply.ByteSize() > MESSAGE_LIMIT:

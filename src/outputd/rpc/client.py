@@ -83,7 +83,9 @@ class Stub:
 
     def _path(self, method: str, reply: type[Message]) -> str:
         descriptor: MethodDescriptor = self._service.methods_by_name[method]
-        assert descriptor.output_type is reply.DESCRIPTOR, f"{method} answers with {descriptor.output_type.full_name}"
+        assert descriptor.output_type is reply.DESCRIPTOR, (
+            f"{method} answers with {descriptor.output_type.full_name}"
+        )
         return f"/{self._service.full_name}/{method}"
 
 

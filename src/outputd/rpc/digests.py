@@ -48,7 +48,9 @@ def request_function(value: int, digests: Iterable[reapi.Digest]) -> DigestFunct
         inferred = inferred_function(digest.hash)
         if inferred is not None:
             return inferred
-    raise Invalid("digest_function is not set and no digest of the request has a length to infer it from; set it")
+    raise Invalid(
+        "digest_function is not set and no digest of the request has a length to infer it from; set it"
+    )
 
 
 def parse_digest(message: reapi.Digest, function: DigestFunction, field: str) -> Digest:

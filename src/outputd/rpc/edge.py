@@ -66,7 +66,7 @@ async def answer_call(method: str, context: Context, work: Awaitable[Result]) ->
     if isinstance(result, grpc.aio.AbortError):
         raise result  # the call has its status already
     code, text = verdict(result, method)
-    await context.abort(code, text)
+    return await context.abort(code, text)
 
 
 def item_status(error: Exception, method: str) -> status_pb2.Status:
@@ -87,7 +87,10 @@ def verdict(error: Exception, method: str) -> tuple[grpc.StatusCode, str]:
                 return code, _sendable(str(ours))
     number = secrets.token_hex(4)
     _log.error("%s failed by a fault of outputd (number %s)", method, number, exc_info=error)
-    return grpc.StatusCode.INTERNAL, f"a fault of outputd, not of the request: its log has it as number {number}"
+    return (
+        grpc.StatusCode.INTERNAL,
+        f"a fault of outputd, not of the request: its log has it as number {number}",
+    )
 
 
 def decode(message: type[AnyMessage], data: bytes) -> AnyMessage:

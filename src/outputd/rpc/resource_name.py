@@ -22,7 +22,7 @@ from outputd.rpc.digests import inferred_function, parse_digest, told_function
 _RESERVED: Final = frozenset(
     ("blobs", "uploads", "actions", "actionResults", "operations", "capabilities", "compressed-blobs")
 )
-_COMPRESSORS: Final = frozenset(name.lower() for name in reapi.Compressor.Value.keys() if name != "IDENTITY")
+_COMPRESSORS: Final = frozenset(name.lower() for name, number in reapi.Compressor.Value.items() if number)
 
 # Only functions newer than resource names are named in them (REv2); the older ones are told by the length of the hash.
 _NAMED: Final[Mapping[str, DigestFunction]] = {
@@ -117,7 +117,9 @@ def _parse_blob(parts: Sequence[str], name: str, form: str) -> tuple[Digest, str
     hash_hex, size = rest[0], _parse_size(rest[1], name)
     function = told_function(named) if named is not None else inferred_function(hash_hex)
     if function is None:
-        raise Invalid(f"resource_name {_shown(name)}: {_shown(hash_hex)} has the length of no hash; expected {form}")
+        raise Invalid(
+            f"resource_name {_shown(name)}: {_shown(hash_hex)} has the length of no hash; expected {form}"
+        )
     message = reapi.Digest(hash=hash_hex, size_bytes=size)
     return parse_digest(message, function, f"resource_name {_shown(name)}"), compressor
 

@@ -54,7 +54,9 @@ def gives_bytes(method: Method) -> Method:
     return method
 
 
-def service_handler(service: ServiceDescriptor, implementation: object) -> grpc.GenericRpcHandler[bytes, bytes]:
+def service_handler(
+    service: ServiceDescriptor, implementation: object
+) -> grpc.GenericRpcHandler[bytes, bytes]:
     """What `server.add_generic_rpc_handlers` wants. Raises AttributeError unless every RPC has its method."""
     handlers = {
         method.name: _method_handler(method, getattr(implementation, _WORD.sub("_", method.name).lower()))
@@ -63,7 +65,9 @@ def service_handler(service: ServiceDescriptor, implementation: object) -> grpc.
     return grpc.method_handlers_generic_handler(service.full_name, handlers)
 
 
-def _method_handler(method: MethodDescriptor, behaviour: Callable[..., Any]) -> grpc.RpcMethodHandler[bytes, bytes]:
+def _method_handler(
+    method: MethodDescriptor, behaviour: Callable[..., Any]
+) -> grpc.RpcMethodHandler[bytes, bytes]:
     # gRPC gets no serializers: one that fails there would be answered with UNKNOWN, which clients retry.
     name = method.full_name
     request_class = None if getattr(behaviour, _TAKES_BYTES, False) else GetMessageClass(method.input_type)

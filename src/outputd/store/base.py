@@ -5,11 +5,12 @@ Every implementation passes `tests/unit/store/conformance.py`.
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Collection, Mapping
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Collection, Mapping
 from dataclasses import dataclass
 from typing import Protocol
 
 from outputd.digest import Digest, DigestFunction
+from outputd.errors import OutputdError
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,6 +34,7 @@ class RemoteAbilities:
     """What a REv2 server says of itself (GetCapabilities), in our words."""
 
     digest_functions: frozenset[DigestFunction]
+    """Empty when the server does not say."""
     max_batch_bytes: int
     """Largest sum of blob sizes in one batch call; never 0, our own limit applied."""
     compressors: frozenset[str]
@@ -87,7 +89,8 @@ class BlobWriter(Protocol):
 
 
 class RemoteBlobs(Protocol):
-    """A REv2 CAS seen by us. Raises NotFound, Corrupt, Unavailable, TimedOut, Denied, Exhausted or Unsupported.
+    """A REv2 CAS seen by us. Raises NotFound, Corrupt, Unavailable, TimedOut, Denied, Exhausted, Unsupported, and Invalid or
+    Precondition when the server finds fault with a request.
 
     Every call ends: each wait has a deadline. Transient failures were retried before anything is raised.
     """
@@ -97,26 +100,20 @@ class RemoteBlobs(Protocol):
     async def find_missing(self, digests: Collection[Digest]) -> set[Digest]:
         """FindMissingBlobs, in batches of any number the server takes."""
 
-    async def read_batch(self, digests: Collection[Digest]) -> Mapping[Digest, bytes | NotFoundMark]:
-        """Small blobs, each verified. Every digest asked for has an entry."""
+    async def read_batch(self, digests: Collection[Digest]) -> Mapping[Digest, bytes | OutputdError]:
+        """Small blobs, each verified. Every digest asked for has an entry: its bytes, or the error that befell it alone."""
 
-    def read_stream(self, digest: Digest, offset: int = 0) -> AsyncIterator[bytes]:
-        """The bytes of one blob from `offset`, resumed over broken streams. Not verified here: the receiver hashes."""
+    def read_stream(self, digest: Digest, offset: int = 0) -> AsyncGenerator[bytes]:
+        """The bytes of one blob from `offset`, resumed over broken streams. Never more than the digest's size. Not verified
+        here: the receiver hashes."""
 
-    async def write(self, digest: Digest, data: AsyncIterator[bytes]) -> None:
-        """Upload one blob."""
+    async def write(self, digest: Digest, data: Callable[[], AsyncGenerator[bytes]]) -> None:
+        """Upload one blob. `data` gives its bytes from the start, again for each try."""
 
     async def write_batch(self, blobs: Mapping[Digest, bytes]) -> None:
         """Upload small blobs."""
 
     async def close(self) -> None: ...
-
-
-class NotFoundMark:
-    """The one value that stands for "the remote said NOT_FOUND" in a batch."""
-
-
-NOT_FOUND = NotFoundMark()
 
 
 class BlobStore(Protocol):

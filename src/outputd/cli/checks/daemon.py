@@ -51,7 +51,9 @@ def _socket(address: UnixAddress, places: Places) -> Finding | None:
         reason = f"{address.path} is not a socket, so `outputd serve` will not replace it"
         return failed("socket", reason, f"move it away, or {elsewhere}")
     if _refused(address.path):
-        return passed("socket", f"{address} was left behind by a daemon that has ended; `outputd serve` replaces it")
+        return passed(
+            "socket", f"{address} was left behind by a daemon that has ended; `outputd serve` replaces it"
+        )
     return None
 
 

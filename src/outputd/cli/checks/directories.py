@@ -35,9 +35,15 @@ def mount_point(wanted: str) -> Finding:
     except FileNotFoundError:
         return _to_be_made(path)
     except OSError as wrong:
-        return failed("mount", f"{path} cannot be looked into: {wrong.strerror}", "choose another directory with --mount")
+        return failed(
+            "mount",
+            f"{path} cannot be looked into: {wrong.strerror}",
+            "choose another directory with --mount",
+        )
     if not stat.S_ISDIR(mode):
-        return failed("mount", f"{path} is not a directory", "move it away, or choose a directory with --mount")
+        return failed(
+            "mount", f"{path} is not a directory", "move it away, or choose a directory with --mount"
+        )
     if names:
         whose = f"holds {show_count(len(names))} names, {names[0]!r} for one, that a mount would hide"
         return failed("mount", f"{path} {whose}", "move them away, or choose an empty directory with --mount")
@@ -80,7 +86,11 @@ def _to_be_made(path: str) -> Finding:
     parent = _nearest(path)
     if os.access(parent, os.W_OK | os.X_OK):
         return passed("mount", f"{path} does not exist yet; `outputd serve` makes it")
-    return failed("mount", f"{path} does not exist, and {parent} may not be written to", "choose another one with --mount")
+    return failed(
+        "mount",
+        f"{path} does not exist, and {parent} may not be written to",
+        "choose another one with --mount",
+    )
 
 
 def store_directory(check: str, path: str, flag: str, uid: int) -> Iterator[Finding]:
@@ -88,10 +98,16 @@ def store_directory(check: str, path: str, flag: str, uid: int) -> Iterator[Find
     where = _nearest(path)
     found = os.stat(where)
     if not stat.S_ISDIR(found.st_mode):
-        yield failed(check, f"{where} is not a directory", f"move it away, or choose another directory with {flag}")
+        yield failed(
+            check, f"{where} is not a directory", f"move it away, or choose another directory with {flag}"
+        )
         return
     if not os.access(where, os.W_OK | os.X_OK):
-        yield failed(check, f"{where} may not be written to", f"chown -R {uid} {where}, or choose another one with {flag}")
+        yield failed(
+            check,
+            f"{where} may not be written to",
+            f"chown -R {uid} {where}, or choose another one with {flag}",
+        )
         return
     if where == path and found.st_uid != uid:
         # Files of another owner in it would fail one by one, later.

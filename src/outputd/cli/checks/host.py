@@ -35,13 +35,17 @@ def python() -> Finding:
 def fuse_device(device: str) -> Finding:
     """/dev/fuse, by opening it."""
     if sys.platform != "linux":
-        return failed("fuse", f"this is {sys.platform}; the file system needs Linux", "run outputd on a Linux machine")
+        return failed(
+            "fuse", f"this is {sys.platform}; the file system needs Linux", "run outputd on a Linux machine"
+        )
     try:
         os.close(os.open(device, os.O_RDWR | os.O_CLOEXEC))
     except OSError as wrong:
         reason = f"{device} cannot be opened: {wrong.strerror}"
         if wrong.errno in (errno.ENOENT, errno.ENODEV, errno.ENXIO):
-            return failed("fuse", reason, "modprobe fuse    (as root; in a container: start it with --device /dev/fuse)")
+            return failed(
+                "fuse", reason, "modprobe fuse    (as root; in a container: start it with --device /dev/fuse)"
+            )
         if wrong.errno == errno.EACCES:
             return failed("fuse", reason, f"chmod 0666 {device}    (as root; this is the usual mode)")
         if wrong.errno == errno.EPERM:
@@ -74,7 +78,9 @@ def right_to_allow_other(fuse_conf: str) -> Finding:
     if may_mount() or _names_user_allow_other(fuse_conf):
         return passed("allow_other", "other users may be let in")
     fix = f"echo user_allow_other >> {fuse_conf}    (as root), or switch it off with --no-allow-other"
-    return failed("allow_other", f"[mount] allow_other is on, but {fuse_conf} does not let users ask for it", fix)
+    return failed(
+        "allow_other", f"[mount] allow_other is on, but {fuse_conf} does not let users ask for it", fix
+    )
 
 
 def descriptors() -> Finding:
@@ -82,7 +88,9 @@ def descriptors() -> Finding:
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     if hard != resource.RLIM_INFINITY and hard < _WANTED_DESCRIPTORS:
         fix = f"raise the hard limit: ulimit -Hn {_WANTED_DESCRIPTORS}, or LimitNOFILE= in a systemd unit"
-        return warned("descriptors", f"at most {hard} files may be open at once; a parallel build may need more", fix)
+        return warned(
+            "descriptors", f"at most {hard} files may be open at once; a parallel build may need more", fix
+        )
     most = "without limit" if hard == resource.RLIM_INFINITY else f"up to {hard}"
     return passed("descriptors", f"{soft} files may be open at once, {most} on demand")
 

@@ -15,6 +15,7 @@ import threading
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
+from time import perf_counter
 from typing import Final
 
 from outputd.errors import OutputdError, Precondition, TimedOut, Unavailable, Unsupported
@@ -28,6 +29,12 @@ _BUFFER_SIZE: Final = MAX_WRITE + 4096
 # Requests served before the loop gets its turn: with one the worst latencies of readers grow, without a bound those of RPCs.
 _REQUESTS_A_WAKE: Final = 32
 
+_SPIN: Final = 30e-6
+"""Seconds to look for the next request before sleeping. A caller that makes one request after the other comes back within 20 us,
+while a wake-up across CPUs costs 50: 50,000 cold lstats took 1.6 s instead of 3.0, and the daemon 1.1 s of CPU instead of 1.5."""
+_SPINS_IN_VAIN: Final = 4
+"""Wakes in a row whose spin found nothing, after which only every sixteenth tries it."""
+
 
 class Channel:
     """One FUSE device, read on one event loop. Owns the descriptor; `close` gives it back and so ends the connection.
@@ -37,7 +44,7 @@ class Channel:
     was taken off, with the error when the connection was aborted (ECONNABORTED) or reading failed.
     """
 
-    __slots__ = ("_buffer", "_fd", "_loop", "_on_end", "_on_request", "_vector")
+    __slots__ = ("_buffer", "_fd", "_in_vain", "_loop", "_on_end", "_on_request", "_vector")
 
     def __init__(self, fd: int) -> None:
         os.set_blocking(fd, False)
@@ -48,6 +55,7 @@ class Channel:
         self._loop: asyncio.AbstractEventLoop | None = None
         self._on_request: Callable[[memoryview, int], None] = _nobody_listens
         self._on_end: Callable[[OSError | None], None] = _nobody_minds
+        self._in_vain = 0
 
     @property
     def fd(self) -> int:
@@ -81,26 +89,42 @@ class Channel:
             os.close(fd)
 
     def _readable(self) -> None:
-        vector, buffer, on_request = self._vector, self._buffer, self._on_request
-        for _ in range(_REQUESTS_A_WAKE):
+        on_request = self._on_request
+        for served in range(_REQUESTS_A_WAKE):
             if self._loop is None:  # the last request made its server detach
                 return
-            try:
-                length = os.readv(self._fd, vector)
-            except BlockingIOError:
+            length = self._receive() or (self._spin() if served else 0)
+            if not length:
                 return
-            except OSError as error:
-                # The request was withdrawn by a signal between our wake and our read (fuse_dev_do_read).
-                if error.errno == errno.ENOENT:
-                    continue
+            on_request(self._buffer, length)
+
+    def _receive(self) -> int:
+        """The length of the next message, now in the buffer; 0 when there is none at the moment."""
+        try:
+            length = os.readv(self._fd, self._vector)
+        except BlockingIOError:
+            return 0
+        except OSError as error:
+            # ENOENT: the request was withdrawn by a signal between our wake and our read (fuse_dev_do_read).
+            if error.errno != errno.ENOENT:
                 self._end(None if error.errno == errno.ENODEV else error)
-                return
-            if (
-                not length
-            ):  # the other end of a socket that plays the kernel is closed; the device never says so
-                self._end(None)
-                return
-            on_request(buffer, length)
+            return 0
+        if not length:  # the other end of a socket that plays the kernel is closed; the device never says so
+            self._end(None)
+        return length
+
+    def _spin(self) -> int:
+        """As `_receive`, but look a little longer, if that has paid lately."""
+        if self._in_vain >= _SPINS_IN_VAIN and self._in_vain & 15:
+            self._in_vain += 1
+            return 0
+        until = perf_counter() + _SPIN
+        while self._loop is not None and perf_counter() < until:
+            if length := self._receive():
+                self._in_vain = 0
+                return length
+        self._in_vain += 1
+        return 0
 
     def _end(self, cause: OSError | None) -> None:
         # Detach first: a device that has ended is readable for ever.

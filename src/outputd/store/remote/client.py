@@ -6,17 +6,20 @@ Blobs travel uncompressed. The empty blob is never asked for nor sent: it is eve
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Callable, Collection, Iterable, Mapping
+from collections.abc import AsyncGenerator, Callable, Collection, Mapping
 from contextlib import aclosing
-from typing import Final
+from functools import partial
+from typing import Final, TypeVar
 
-from google.protobuf.message import DecodeError
+from google.protobuf.message import DecodeError, Message
 
 from outputd._proto import bytestream_pb2 as bytestream
 from outputd._proto import remote_execution_pb2 as reapi
 from outputd.digest import Digest, DigestFunction
-from outputd.errors import Corrupt, Invalid, NotFound, OutputdError, Unsupported
+from outputd.errors import Corrupt, Invalid, OutputdError, Unsupported
 from outputd.store.base import RemoteAbilities
+from outputd.store.batches import batches, by_function
+from outputd.store.remote.capabilities import told, untold
 from outputd.store.remote.connection import Connection
 from outputd.store.remote.endpoint import RemoteOptions, parse_endpoint
 from outputd.store.remote.failure import of_status
@@ -34,12 +37,13 @@ _WRITE: Final = "/google.bytestream.ByteStream/Write"
 
 # 10 000 digests of 75 bytes stay well below the 4 MiB that any gRPC server takes.
 _DIGESTS_A_CALL: Final = 10_000
+_UPLOAD_PIECE: Final = 1 << 20
 # Digests put into or taken out of a message before the loop gets its turn: about 0.5 ms.
 _DIGESTS_A_TURN: Final = 500
-# What a blob adds to a batch beside its bytes: hash, size, status, lengths.
-_BLOB_OVERHEAD: Final = 150
 # Hashing less than this is over before a thread has started.
 _HASH_HERE: Final = 64 << 10
+
+M = TypeVar("M", bound=Message)
 
 
 class RemoteStore:
@@ -70,29 +74,30 @@ class RemoteStore:
             return self._abilities
 
     async def find_missing(self, digests: Collection[Digest]) -> set[Digest]:
-        batches = [
+        calls = [
             (function, some[start : start + _DIGESTS_A_CALL])
-            for function, some in _by_function(digests).items()
+            for function, some in by_function(digests).items()
             for start in range(0, len(some), _DIGESTS_A_CALL)
         ]
-        if not batches:
-            return set()
-        return set().union(*await in_parallel([self._find_missing(*batch) for batch in batches]))
+        missing: set[Digest] = set()
+        return missing.union(*await in_parallel([self._find_missing(*call) for call in calls]))
 
     async def read_batch(self, digests: Collection[Digest]) -> Mapping[Digest, bytes | OutputdError]:
         abilities = await self.abilities()
-        results: dict[Digest, bytes | OutputdError] = {digest: b"" for digest in digests}
+        limit = abilities.max_batch_bytes
         jobs = []
-        for function, some in _by_function(digests).items():
+        for function, some in by_function(digests).items():
             self._require(function, abilities)
-            for batch in _batches(some, abilities.max_batch_bytes):
-                jobs.append(self._read_batch(function, batch))
-        if jobs:
-            for found in await in_parallel(jobs):
-                results.update(found)
+            for batch in batches(some, limit):
+                # A blob over the limit is the only one of its batch.
+                small = batch[0].size <= limit
+                jobs.append(self._read_batch(function, batch) if small else self._read_each(batch))
+        results: dict[Digest, bytes | OutputdError] = {digest: b"" for digest in digests if digest.size == 0}
+        for found in await in_parallel(jobs):
+            results.update(found)
         return results
 
-    async def read_stream(self, digest: Digest, offset: int = 0) -> AsyncIterator[bytes]:
+    async def read_stream(self, digest: Digest, offset: int = 0) -> AsyncGenerator[bytes]:
         name = blob_name(self._instance_name, digest)
         doing = f"read blob {digest}"
         tries = Tries(self._options.retry_seconds)
@@ -116,7 +121,7 @@ class RemoteStore:
             if offset < size:
                 await tries.again(failure or self._truncated(digest, offset))
 
-    async def write(self, digest: Digest, data: Callable[[], AsyncIterator[bytes]]) -> None:
+    async def write(self, digest: Digest, data: Callable[[], AsyncGenerator[bytes]]) -> None:
         if digest.size == 0:
             return
         self._require(digest.function, await self.abilities())
@@ -131,19 +136,23 @@ class RemoteStore:
                 # -1 is how servers say that they had the blob already.
                 if committed in (digest.size, -1):
                     return
-                error = Corrupt(f"cannot {doing} at {self.url}: the server kept {committed} bytes of {digest.size}")
+                error = Corrupt(
+                    f"cannot {doing} at {self.url}: the server kept {committed} bytes of {digest.size}"
+                )
                 reply = Failure(error, transient=True)
             await tries.again(reply)
 
     async def write_batch(self, blobs: Mapping[Digest, bytes]) -> None:
         abilities = await self.abilities()
+        limit = abilities.max_batch_bytes
         jobs = []
-        for function, some in _by_function(blobs).items():
+        for function, some in by_function(blobs).items():
             self._require(function, abilities)
-            for batch in _batches(some, abilities.max_batch_bytes):
-                jobs.append(self._write_batch(function, {digest: blobs[digest] for digest in batch}))
-        if jobs:
-            await in_parallel(jobs)
+            for batch in batches(some, limit):
+                part = {digest: blobs[digest] for digest in batch}
+                small = batch[0].size <= limit
+                jobs.append(self._write_batch(function, part) if small else self._write_each(part))
+        await in_parallel(jobs)
 
     async def _call(self, method: str, request: bytes, doing: str) -> bytes:
         """One request, one reply, tried again while that makes sense."""
@@ -159,29 +168,8 @@ class RemoteStore:
         try:
             reply = await self._call(_GET_CAPABILITIES, request.SerializeToString(), doing)
         except Unsupported:
-            # A plain CAS that does not describe itself; whatever it cannot do, the calls will tell.
-            return RemoteAbilities(frozenset(), ours, frozenset(), "")
-        told = _parse(reapi.ServerCapabilities, reply, doing)
-        cache = told.cache_capabilities
-        low = told.low_api_version if told.low_api_version.major else told.deprecated_api_version
-        high = told.high_api_version
-        if high.major and not low.major <= 2 <= high.major:
-            raise Unsupported(f"{self.url} speaks REv{low.major} to REv{high.major}; outputd speaks REv2")
-        known = frozenset(DigestFunction)
-        return RemoteAbilities(
-            digest_functions=frozenset(
-                DigestFunction(number) for number in cache.digest_functions if number in known
-            ),
-            max_batch_bytes=min(cache.max_batch_total_size_bytes, ours)
-            if cache.max_batch_total_size_bytes > 0
-            else ours,
-            compressors=frozenset(
-                reapi.Compressor.Value.Name(number).lower()
-                for number in cache.supported_compressors
-                if number in reapi.Compressor.Value.values()
-            ),
-            api_version=f"{low.major}.{low.minor}-{high.major}.{high.minor}",
-        )
+            return untold(ours)
+        return told(_parse(reapi.ServerCapabilities, reply, doing), ours, self.url)
 
     def _require(self, function: DigestFunction, abilities: RemoteAbilities) -> None:
         if abilities.digest_functions and function not in abilities.digest_functions:
@@ -190,17 +178,19 @@ class RemoteStore:
 
     async def _find_missing(self, function: DigestFunction, digests: list[Digest]) -> set[Digest]:
         doing = f"find missing blobs of {len(digests)}"
-        request = reapi.FindMissingBlobsRequest(instance_name=self._instance_name, digest_function=function.value)
+        request = reapi.FindMissingBlobsRequest(
+            instance_name=self._instance_name, digest_function=reapi.DigestFunction.Value.Value(function.name)
+        )
         add = request.blob_digests.add
         for start in range(0, len(digests), _DIGESTS_A_TURN):
             for digest in digests[start : start + _DIGESTS_A_TURN]:
                 add(hash=digest.hash_hex, size_bytes=digest.size)
             await asyncio.sleep(0)
         reply = await self._call(_FIND_MISSING, request.SerializeToString(), doing)
-        told = _parse(reapi.FindMissingBlobsResponse, reply, doing).missing_blob_digests
+        named = _parse(reapi.FindMissingBlobsResponse, reply, doing).missing_blob_digests
         missing = set()
-        for start in range(0, len(told), _DIGESTS_A_TURN):
-            for message in told[start : start + _DIGESTS_A_TURN]:
+        for start in range(0, len(named), _DIGESTS_A_TURN):
+            for message in named[start : start + _DIGESTS_A_TURN]:
                 missing.add(self._digest(function, message, doing))
             await asyncio.sleep(0)
         return missing.intersection(digests)
@@ -208,37 +198,172 @@ class RemoteStore:
     async def _read_batch(
         self, function: DigestFunction, digests: list[Digest]
     ) -> dict[Digest, bytes | OutputdError]:
-        """The blobs of one call, or of as many as it takes until each has its bytes or its error."""
-        if len(digests) == 1:
-            return {digests[0]: await self._read_alone(digests[0])}
-        doing = f"read {len(digests)} blobs"
+        """The blobs of one call, which is made again for those that failed for a moment."""
+        doing = _doing("read", digests)
         tries = Tries(self._options.retry_seconds)
         results: dict[Digest, bytes | OutputdError] = {}
-        waiting = dict.fromkeys(digests)
-        while waiting:
+        waiting = digests
+        while True:
             request = reapi.BatchReadBlobsRequest(
                 instance_name=self._instance_name,
-                digests=_messages(waiting),
-                digest_function=function.value,
+                digests=[reapi.Digest(hash=digest.hash_hex, size_bytes=digest.size) for digest in waiting],
+                digest_function=reapi.DigestFunction.Value.Value(function.name),
             )
             reply = await self._connection.call(_BATCH_READ, request.SerializeToString(), doing)
             if isinstance(reply, Failure):
-                failure = reply
-                if isinstance(failure.error, (Unsupported, Invalid)):
-                    # No batches here, or a limit that it does not tell: each blob by itself may still work.
-                    for digest in waiting:
-                        results[digest] = await self._read_alone(digest)
-                    return results
+                if isinstance(reply.error, (Unsupported, Invalid)):
+                    # No batches here, or a limit we were not told: each blob by itself may still work.
+                    return results | await self._read_each(waiting)
+                answers: Mapping[Digest, bytes | Failure] = dict.fromkeys(waiting, reply)
             else:
-                failure = Failure(Corrupt(f"cannot {doing} at {self.url}: some were not answered"), transient=True)
-                for answer in _parse(reapi.BatchReadBlobsResponse, reply, doing).responses:
-                    digest = self._digest(function, answer.digest, doing)
-                    if digest not in waiting:
-                        continue
-        return results
+                answers = self._answers(function, reply, doing)
+            again = None
+            for digest in waiting:
+                answer = answers.get(digest)
+                if answer is None:
+                    answer = self._unanswered("read", digest)
+                if isinstance(answer, bytes):
+                    results[digest] = answer
+                elif answer.transient:
+                    again = answer
+                else:
+                    results[digest] = answer.error
+            waiting = [digest for digest in waiting if digest not in results]
+            if again is None:
+                break
+            try:
+                await tries.again(again)
+            except OutputdError as error:
+                results.update(dict.fromkeys(waiting, error))
+                break
+        return await self._verified(results)
 
-    async def _read_alone(self, digest: Digest) -> bytes | OutputdError:
-        return b""
+    def _answers(self, function: DigestFunction, reply: bytes, doing: str) -> dict[Digest, bytes | Failure]:
+        """What a batch reply says of each blob."""
+        answers: dict[Digest, bytes | Failure] = {}
+        for answer in _parse(reapi.BatchReadBlobsResponse, reply, doing).responses:
+            digest = self._digest(function, answer.digest, doing)
+            if answer.status.code:
+                answers[digest] = of_status(answer.status, f"read blob {digest} at {self.url}")
+            elif answer.compressor:
+                error = Corrupt(f"blob {digest} from {self.url}: it came compressed, which was not asked for")
+                answers[digest] = Failure(error, transient=False)
+            else:
+                answers[digest] = answer.data
+        return answers
+
+    async def _verified(
+        self, results: dict[Digest, bytes | OutputdError]
+    ) -> dict[Digest, bytes | OutputdError]:
+        """The same with Corrupt in place of bytes that have another digest."""
+
+        def verify() -> dict[Digest, bytes | OutputdError]:
+            return {
+                digest: Corrupt(f"blob {digest} from {self.url}: the bytes have the digest {found}")
+                if isinstance(data, bytes) and (found := Digest.of(digest.function, data)) != digest
+                else data
+                for digest, data in results.items()
+            }
+
+        size = sum(len(data) for data in results.values() if isinstance(data, bytes))
+        return verify() if size <= _HASH_HERE else await in_thread(verify)
+
+    async def _read_each(self, digests: list[Digest]) -> dict[Digest, bytes | OutputdError]:
+        """Each blob through a stream of its own, one after the other."""
+        results: dict[Digest, bytes | OutputdError] = {}
+        for digest in digests:
+            try:
+                async with aclosing(self.read_stream(digest)) as pieces:
+                    results[digest] = b"".join([piece async for piece in pieces])
+            except OutputdError as error:
+                results[digest] = error
+        return await self._verified(results)
 
     async def _write_batch(self, function: DigestFunction, blobs: dict[Digest, bytes]) -> None:
-        pass
+        """The blobs of one call, which is made again for those that failed for a moment."""
+        doing = _doing("write", blobs)
+        tries = Tries(self._options.retry_seconds)
+        waiting = blobs
+        while True:
+            request = reapi.BatchUpdateBlobsRequest(
+                instance_name=self._instance_name,
+                digest_function=reapi.DigestFunction.Value.Value(function.name),
+            )
+            for digest, data in waiting.items():
+                request.requests.add(
+                    digest=reapi.Digest(hash=digest.hash_hex, size_bytes=digest.size), data=data
+                )
+            reply = await self._connection.call(_BATCH_UPDATE, request.SerializeToString(), doing)
+            if isinstance(reply, Failure):
+                if isinstance(reply.error, (Unsupported, Invalid)):
+                    return await self._write_each(waiting)
+                await tries.again(reply)
+                continue
+            statuses = {
+                self._digest(function, answer.digest, doing): answer.status
+                for answer in _parse(reapi.BatchUpdateBlobsResponse, reply, doing).responses
+            }
+            failures = {
+                digest: of_status(statuses[digest], f"write blob {digest} at {self.url}")
+                if digest in statuses
+                else self._unanswered("write", digest)
+                for digest in waiting
+                if digest not in statuses or statuses[digest].code
+            }
+            if not failures:
+                return None
+            # The failure for which no other try makes sense goes first, and is raised.
+            await tries.again(min(failures.values(), key=lambda failure: failure.transient))
+            waiting = {digest: blobs[digest] for digest in failures}
+
+    async def _write_each(self, blobs: dict[Digest, bytes]) -> None:
+        for digest, data in blobs.items():
+            await self.write(digest, partial(_whole, data))
+
+    def _digest(self, function: DigestFunction, message: reapi.Digest, doing: str) -> Digest:
+        try:
+            return Digest.parse(function, message.hash, message.size_bytes)
+        except Invalid as error:
+            raise Corrupt(f"cannot {doing} at {self.url}: the reply holds a malformed {error}") from error
+
+    def _unanswered(self, verb: str, digest: Digest) -> Failure:
+        return Failure(
+            Corrupt(f"cannot {verb} blob {digest} at {self.url}: the reply leaves it out"), transient=True
+        )
+
+    def _truncated(self, digest: Digest, offset: int) -> Failure:
+        error = Corrupt(
+            f"blob {digest} from {self.url}: the stream ended after {offset} of {digest.size} bytes"
+        )
+        return Failure(error, transient=True)
+
+
+def _doing(verb: str, digests: Collection[Digest]) -> str:
+    first = next(iter(digests))
+    return (
+        f"{verb} blob {first}" if len(digests) == 1 else f"{verb} {len(digests)} blobs, {first} among them,"
+    )
+
+
+def _parse(message: type[M], data: bytes, doing: str) -> M:
+    try:
+        return message.FromString(data)
+    except DecodeError as error:
+        raise Corrupt(f"cannot {doing}: the reply is no {message.__name__}") from error
+
+
+async def _whole(data: bytes) -> AsyncGenerator[bytes]:
+    yield data
+
+
+async def _write_requests(name: str, pieces: AsyncGenerator[bytes]) -> AsyncGenerator[bytes]:
+    """A blob as ByteStream.Write wants it: the name first, offsets that grow, an end that says so."""
+    offset = 0
+    async for piece in pieces:
+        for start in range(0, len(piece), _UPLOAD_PIECE):
+            data = piece[start : start + _UPLOAD_PIECE]
+            yield bytestream.WriteRequest(
+                resource_name=name if offset == 0 else "", write_offset=offset, data=data
+            ).SerializeToString()
+            offset += len(data)
+    yield bytestream.WriteRequest(write_offset=offset, finish_write=True).SerializeToString()

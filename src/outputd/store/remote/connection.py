@@ -6,7 +6,7 @@ A call that fails gives a `Failure` as a value; who calls decides about another 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import AsyncGenerator, AsyncIterator
 from contextvars import ContextVar
 from typing import Final
 
@@ -45,7 +45,7 @@ class Connection:
     async def call(self, method: str, request: bytes, doing: str) -> bytes | Failure:
         """One request, one reply."""
         async with self._slots:
-            call = self._open().unary_unary(method)
+            call = self._open().unary_unary(method, None, None)
             try:
                 reply: bytes = await call(request, timeout=self.timeout, metadata=self._metadata())
                 return reply
@@ -54,16 +54,18 @@ class Connection:
             except asyncio.CancelledError as error:
                 return self._closed_beneath(error, doing)
 
-    async def receive(self, method: str, request: bytes, resource: str, doing: str) -> AsyncIterator[bytes | Failure]:
+    async def receive(
+        self, method: str, request: bytes, resource: str, doing: str
+    ) -> AsyncGenerator[bytes | Failure]:
         """One request, many replies. When the stream breaks, the last item is a Failure."""
         async with self._slots:
-            call = self._open().unary_stream(method)(request, metadata=self._metadata(resource))
+            call = self._open().unary_stream(method, None, None)(request, metadata=self._metadata(resource))
             try:
                 while True:
                     async with asyncio.timeout(self.timeout):
                         reply = await call.read()
-                    if reply is grpc.aio.EOF:
-                        return
+                    if not isinstance(reply, bytes):
+                        return  # grpc.aio.EOF
                     yield reply
             except grpc.aio.AioRpcError as error:
                 yield self._failure(error, doing)
@@ -79,7 +81,7 @@ class Connection:
     ) -> bytes | Failure:
         """Many requests, one reply, which may come before all requests are out: then the rest is not sent."""
         async with self._slots:
-            call = self._open().stream_unary(method)(metadata=self._metadata(resource))
+            call = self._open().stream_unary(method, None, None)(None, metadata=self._metadata(resource))
             try:
                 try:
                     async for request in requests:
@@ -104,7 +106,7 @@ class Connection:
         """Ends calls in flight, and allows none afterwards."""
         self._closed = True
         if self._channel is not None:
-            await self._channel.close()
+            await self._channel.close(None)
 
     def _open(self) -> grpc.aio.Channel:
         if self._closed:

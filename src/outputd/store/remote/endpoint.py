@@ -71,7 +71,9 @@ def parse_endpoint(url: str) -> Endpoint:
     secure = scheme != "grpc"
     authority, _, instance = rest.partition("/")
     if instance:
-        raise Invalid(f"remote url {url!r}: {instance!r} does not belong here; an instance name is set on its own")
+        raise Invalid(
+            f"remote url {url!r}: {instance!r} does not belong here; an instance name is set on its own"
+        )
     found = _HOST_PORT.fullmatch(authority)
     if not found or (found[2] is None and not secure) or not 0 < int(found[2] or 443) < 65536:
         raise Invalid(f"remote url {url!r}: {authority!r} is not HOST:PORT; {_FORMS}")
@@ -84,7 +86,9 @@ def check_headers(headers: Mapping[str, str]) -> tuple[tuple[str, str], ...]:
     for name, value in headers.items():
         name = name.lower()
         if not _HEADER_NAME.fullmatch(name) or name.startswith("grpc-") or name.endswith("-bin"):
-            raise Invalid(f"remote header {name!r}: expected letters, digits, '_', '.', '-', neither grpc-… nor …-bin")
+            raise Invalid(
+                f"remote header {name!r}: expected letters, digits, '_', '.', '-', neither grpc-… nor …-bin"
+            )
         if not _HEADER_VALUE.fullmatch(value):
             # The value may be a secret; it is not shown.
             raise Invalid(f"remote header {name!r}: its value holds more than printable ASCII")

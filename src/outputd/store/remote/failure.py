@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Final
+from collections.abc import Iterable, Sequence
+from typing import Final, cast
 
 import grpc
 import grpc.aio
@@ -65,7 +65,7 @@ _BY_NUMBER: Final[dict[int, grpc.StatusCode]] = {code.value[0]: code for code in
 def of_call(error: grpc.aio.AioRpcError, doing: str) -> Failure:
     """A whole call that failed."""
     details: Sequence[any_pb2.Any] = ()
-    for key, value in error.trailing_metadata() or ():
+    for key, value in cast(Iterable[tuple[str, str | bytes]], error.trailing_metadata() or ()):
         if key == "grpc-status-details-bin" and isinstance(value, bytes):
             try:
                 details = status_pb2.Status.FromString(value).details

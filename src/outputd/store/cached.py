@@ -1,0 +1,238 @@
+"""The local store before the remote one: what is not here is brought once, verified, and kept; never talks a protocol.
+
+Small blobs asked for in the same turn of the loop travel in one batch, large ones stream into the local store while they are
+hashed. Bytes that do not match their digest are asked for once more, and never kept.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+from collections.abc import AsyncGenerator, AsyncIterator, Collection, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
+from functools import partial
+from types import TracebackType
+from typing import Final, Self
+
+from outputd.digest import Digest
+from outputd.errors import Corrupt, NotFound, OutputdError, Unavailable
+from outputd.store.base import BlobWriter, LocalStore, RemoteBlobs
+from outputd.store.batches import batches
+from outputd.store.flight import Departure, Flight
+from outputd.store.waiting import in_thread
+
+# A blob up to this size travels in a batch: one round trip for many, and in memory as a whole.
+_SMALL: Final = 256 << 10
+_BATCH_BYTES: Final = 2 << 20
+# What is written or read in one go by a thread; hashing it takes about 0.5 ms.
+_STRIDE: Final = 256 << 10
+# Up to here it is over before a thread has started: some lookups, some small files.
+_LOOKUPS_HERE: Final = 200
+_PUTS_HERE: Final = 8
+_BYTES_HERE: Final = 64 << 10
+# Flights of one fetch_many at the same time.
+_WINDOW: Final = 2_000
+
+
+class CachedStore:
+    """A BlobStore. Use as an asynchronous context manager, which owns the tasks of all flights. For one event loop."""
+
+    def __init__(self, local: LocalStore, remote: RemoteBlobs | None) -> None:
+        self._local = local
+        self._remote = remote
+        self._flights: dict[Digest, Flight] = {}
+        """Those that are not over."""
+        self._gate: list[Flight] = []
+        """Small ones that leave together at the next turn of the loop."""
+        self._tasks = asyncio.TaskGroup()
+        self._closed = True
+
+    async def __aenter__(self) -> Self:
+        await self._tasks.__aenter__()
+        self._closed = False
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        self._closed = True
+        for flight in list(self._flights.values()):
+            flight.close(Unavailable("the store is closing"))
+        await self._tasks.__aexit__(kind, error, traceback)
+
+    @property
+    def local(self) -> LocalStore:
+        return self._local
+
+    async def fetch(self, digest: Digest) -> None:
+        if self._local.has(digest):
+            return
+        with self._aboard(digest) as flight:
+            await flight.arrival()
+
+    async def fetch_many(self, digests: Collection[Digest]) -> dict[Digest, Exception]:
+        failures: dict[Digest, Exception] = {}
+        missing = list(await self._missing_here(digests))
+        for start in range(0, len(missing), _WINDOW):
+            with ExitStack() as stack:
+                flights = []
+                for digest in missing[start : start + _WINDOW]:
+                    try:
+                        flights.append(stack.enter_context(self._aboard(digest)))
+                    except OutputdError as error:
+                        failures[digest] = error
+                for flight in flights:
+                    try:
+                        await flight.arrival()
+                    except OutputdError as error:
+                        failures[flight.digest] = error
+        return failures
+
+    async def read(self, digest: Digest) -> bytes:
+        data = await self._read_here(digest)
+        if data is None:
+            await self.fetch(digest)
+            data = await self._read_here(digest)
+        if data is None:
+            raise NotFound(f"blob {digest} was stored and is gone again")
+        return data
+
+    async def find_missing(self, digests: Collection[Digest]) -> set[Digest]:
+        if self._remote is None:
+            return await self._missing_here(digests)
+        return await self._missing_here(await self._remote.find_missing(digests))
+
+    async def write(self, digest: Digest, data: AsyncIterator[bytes]) -> None:
+        """As BlobStore says. `data` is not read when the blob is here already."""
+        if not self._local.has(digest):
+            await self._keep_stream(digest, data)
+        if self._remote is None:
+            return
+        if digest.size <= _SMALL:
+            await self._remote.write_batch({digest: await self.read(digest)})
+        else:
+            await self._remote.write(digest, partial(self._pieces, digest))
+
+    @contextmanager
+    def _aboard(self, digest: Digest) -> Iterator[Flight]:
+        """Wait for a blob that is not here, with whoever waits for it already. Raises NotFound or Unavailable."""
+        flight = self._flights.get(digest)
+        if flight is None or flight.over:
+            flight = self._take_off(digest)
+        flight.board()
+        try:
+            yield flight
+        finally:
+            flight.leave()
+            if flight.over and self._flights.get(digest) is flight:
+                del self._flights[digest]
+
+    def _take_off(self, digest: Digest) -> Flight:
+        if self._remote is None:
+            raise NotFound(f"blob {digest} is not in the local store, and there is no remote to ask")
+        if self._closed:
+            raise Unavailable("the store is closing")
+        flight = self._flights[digest] = Flight(digest)
+        if digest.size > _SMALL:
+            self._depart([flight], self._remote)
+        else:
+            self._gate.append(flight)
+            if len(self._gate) == 1:
+                asyncio.get_running_loop().call_soon(self._open_gate, self._remote)
+        return flight
+
+    def _open_gate(self, remote: RemoteBlobs) -> None:
+        """Send the small ones off, in batches."""
+        wanted = {flight.digest: flight for flight in self._gate if not flight.over}
+        self._gate.clear()
+        for digests in batches(wanted, _BATCH_BYTES):
+            self._depart([wanted[digest] for digest in digests], remote)
+
+    def _depart(self, flights: Sequence[Flight], remote: RemoteBlobs) -> None:
+        departure = Departure(flights)
+        departure.carried_by(self._tasks.create_task(self._bring(departure, remote)))
+
+    async def _bring(self, departure: Departure, remote: RemoteBlobs) -> None:
+        with departure as flights:
+            if flights[0].digest.size > _SMALL:
+                await self._bring_large(flights[0].digest, remote)
+                return
+            failures = await self._bring_small([flight.digest for flight in flights], remote)
+            for flight in flights:
+                flight.land(failures.get(flight.digest))
+
+    async def _bring_small(
+        self, digests: Collection[Digest], remote: RemoteBlobs
+    ) -> dict[Digest, OutputdError]:
+        failures = await self._keep(await remote.read_batch(digests))
+        wrong = [digest for digest, error in failures.items() if isinstance(error, Corrupt)]
+        if wrong:
+            for digest in wrong:
+                del failures[digest]
+            failures |= await self._keep(await remote.read_batch(wrong))
+        return failures
+
+    async def _bring_large(self, digest: Digest, remote: RemoteBlobs) -> None:
+        try:
+            await self._keep_stream(digest, remote.read_stream(digest))
+        except Corrupt:
+            await self._keep_stream(digest, remote.read_stream(digest))
+
+    async def _keep(self, blobs: Mapping[Digest, bytes | OutputdError]) -> dict[Digest, OutputdError]:
+        """Put into the local store what came; the failures of all."""
+
+        def put_all() -> dict[Digest, OutputdError]:
+            failures = {}
+            for digest, data in blobs.items():
+                try:
+                    if isinstance(data, OutputdError):
+                        failures[digest] = data
+                    else:
+                        self._local.put(digest, data)
+                except OutputdError as error:
+                    failures[digest] = error
+            return failures
+
+        few = len(blobs) <= _PUTS_HERE and sum(digest.size for digest in blobs) <= _BYTES_HERE
+        return put_all() if few else await in_thread(put_all)
+
+    async def _keep_stream(self, digest: Digest, data: AsyncIterator[bytes]) -> None:
+        """Put into the local store what comes, while it comes. Closes `data` when that can be."""
+        with self._local.writer(digest) as writer:
+            pieces: list[bytes] = []
+            size = 0
+            async for piece in data:
+                pieces.append(piece)
+                size += len(piece)
+                if size >= _STRIDE:
+                    await in_thread(_write_all, writer, pieces)
+                    pieces = []
+                    size = 0
+            await in_thread(_write_all, writer, pieces)
+            await in_thread(writer.commit)
+
+    async def _pieces(self, digest: Digest) -> AsyncGenerator[bytes]:
+        """A blob of the local store, for an upload."""
+        fd = self._local.open(digest)
+        if fd is None:
+            raise NotFound(f"blob {digest} was stored and is gone again")
+        try:
+            for offset in range(0, digest.size, _STRIDE):
+                yield await in_thread(os.pread, fd, _STRIDE, offset)
+        finally:
+            os.close(fd)
+
+    async def _read_here(self, digest: Digest) -> bytes | None:
+        if digest.size <= _BYTES_HERE:
+            return self._local.read(digest)
+        return await in_thread(self._local.read, digest)
+
+    async def _missing_here(self, digests: Collection[Digest]) -> set[Digest]:
+        if len(digests) <= _LOOKUPS_HERE:
+            return self._local.missing(digests)
+        return await in_thread(self._local.missing, digests)
+
+
+def _write_all(writer: BlobWriter, pieces: list[bytes]) -> None:
+    for piece in pieces:
+        writer.write(piece)

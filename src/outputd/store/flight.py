@@ -1,0 +1,98 @@
+"""Blobs on their way in and those who wait for them: one flight per digest, whoever asks; never moves a byte itself.
+
+A waiter may give up without harm to the others. When the last one has given up, the work ends.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Sequence
+from types import TracebackType
+
+from outputd.digest import Digest
+from outputd.errors import Unavailable
+
+
+class Flight:
+    """One blob on its way in."""
+
+    __slots__ = ("_departure", "_landed", "_waiters", "digest")
+
+    def __init__(self, digest: Digest) -> None:
+        self.digest = digest
+        self._landed: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self._waiters = 0
+        self._departure: Departure | None = None
+
+    @property
+    def over(self) -> bool:
+        """Landed, failed, or given up by everybody."""
+        return self._landed.done()
+
+    def board(self) -> None:
+        """Wait from now on: `leave` must follow."""
+        self._waiters += 1
+
+    def leave(self) -> None:
+        self._waiters -= 1
+        if self._waiters == 0 and not self.over:
+            self._landed.cancel()
+            self._end_if_over()
+
+    def close(self, error: BaseException) -> None:
+        """Tell those who wait that it will not land, and end the work."""
+        self.land(error)
+        self._end_if_over()
+
+    async def arrival(self) -> None:
+        """Return when the blob is here; raise what went wrong. For those who boarded."""
+        # Cancelling one who waits must not cancel what the others wait for.
+        await asyncio.shield(self._landed)
+
+    def land(self, error: BaseException | None = None) -> None:
+        """Wake everybody. Nothing happens when the flight is over."""
+        if self.over:
+            return
+        if error is None:
+            self._landed.set_result(None)
+        else:
+            self._landed.set_exception(error)
+
+    def _end_if_over(self) -> None:
+        if self._departure is not None:
+            self._departure.end_if_over()
+
+
+class Departure:
+    """The flights that one task brings in. Entered by that task: however it ends, each flight is told.
+
+    So an error is raised where somebody waits, never in the task group, which would end with all that is in it.
+    """
+
+    __slots__ = ("_flights", "_task")
+
+    def __init__(self, flights: Sequence[Flight]) -> None:
+        self._flights = flights
+        self._task: asyncio.Task[None] | None = None
+        for flight in flights:
+            flight._departure = self
+
+    def carried_by(self, task: asyncio.Task[None]) -> None:
+        """The task to be cancelled when nobody waits any more."""
+        self._task = task
+
+    def end_if_over(self) -> None:
+        if self._task is not None and all(flight.over for flight in self._flights):
+            self._task.cancel()
+
+    def __enter__(self) -> Sequence[Flight]:
+        return self._flights
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> bool:
+        # Usually all flights are over, which is why the task was cancelled. Whoever does wait was not cancelled himself.
+        cancelled = isinstance(error, asyncio.CancelledError)
+        for flight in self._flights:
+            flight.land(Unavailable("the transfer was cancelled") if cancelled else error)
+        return isinstance(error, Exception)
