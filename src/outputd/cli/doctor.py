@@ -7,6 +7,7 @@ import json
 import os
 import threading
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from concurrent.futures import Future
 from functools import partial
 from typing import Final
 
@@ -87,30 +88,23 @@ def _checks(settings: Config | None, environ: Mapping[str, str]) -> Iterator[tup
 
 def _within_time(name: str, check: Check) -> list[Finding]:
     """The findings of a check, or that it did not end: a dead network file system makes any look at a path wait."""
-    findings: list[Finding] = []
-    ended = threading.Event()
-    done = False
+    result: Future[list[Finding]] = Future()
 
     def examine() -> None:
-        nonlocal done
         try:
-            findings.extend(check())
-            done = True
-        except (OSError, OutputdError) as wrong:
-            findings.append(failed(name, f"could not be checked: {wrong}", "put right what the reason names"))
-            done = True
-        finally:
-            ended.set()
+            result.set_result(list(check()))
+        except BaseException as wrong:
+            result.set_exception(wrong)  # raised again below, where somebody sees it
 
+    # A daemon thread: one that hangs in the kernel must not keep this command from ending.
     threading.Thread(target=examine, daemon=True).start()
-    if not ended.wait(_CHECK_SECONDS):
-        reason = f"no answer within {_CHECK_SECONDS:g} s"
-        return [*findings, failed(name, reason, "look for a dead mount or network file system: mount, df")]
-    if not done:
-        findings.append(
-            failed(name, "the check itself failed, as told on standard error", "report it, with that text")
-        )
-    return findings
+    try:
+        return result.result(_CHECK_SECONDS)
+    except TimeoutError:
+        fix = "look for a dead mount or network file system: mount, df"
+        return [failed(name, f"no answer within {_CHECK_SECONDS:g} s", fix)]
+    except (OSError, OutputdError) as wrong:
+        return [failed(name, f"could not be checked: {wrong}", "put right what the reason names")]
 
 
 def _print(finding: Finding, console: Console) -> None:

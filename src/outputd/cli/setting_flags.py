@@ -24,7 +24,11 @@ def add_setting_flags(parser: argparse.ArgumentParser) -> None:
             continue
         if isinstance(key.kind, Boolean):
             group.add_argument(
-                key.flag, dest=entry.full, action=argparse.BooleanOptionalAction, default=None, help=_help(entry)
+                key.flag,
+                dest=entry.full,
+                action=argparse.BooleanOptionalAction,
+                default=None,
+                help=_help(entry),
             )
         else:
             action = "append" if isinstance(key.kind, Addresses) else "store"

@@ -114,13 +114,13 @@ def _parse_blob(parts: Sequence[str], name: str, form: str) -> tuple[Digest, str
         rest.pop(0)
     if len(rest) < 2:
         raise Invalid(f"resource_name {_shown(name)}: expected {form}")
-    hash_hex, size = rest[0], _parse_size(rest[1], name)
+    hash_hex = rest[0]
     function = told_function(named) if named is not None else inferred_function(hash_hex)
     if function is None:
         raise Invalid(
             f"resource_name {_shown(name)}: {_shown(hash_hex)} has the length of no hash; expected {form}"
         )
-    message = reapi.Digest(hash=hash_hex, size_bytes=size)
+    message = reapi.Digest(hash=hash_hex, size_bytes=_parse_size(rest[1], name))
     return parse_digest(message, function, f"resource_name {_shown(name)}"), compressor
 
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import os
 from collections.abc import AsyncGenerator, AsyncIterator, Collection, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, aclosing, contextmanager
 from functools import partial
 from types import TracebackType
 from typing import Final, Self
@@ -173,10 +173,14 @@ class CachedStore:
         return failures
 
     async def _bring_large(self, digest: Digest, remote: RemoteBlobs) -> None:
-        try:
-            await self._keep_stream(digest, remote.read_stream(digest))
-        except Corrupt:
-            await self._keep_stream(digest, remote.read_stream(digest))
+        for last in (False, True):
+            try:
+                async with aclosing(remote.read_stream(digest)) as pieces:
+                    await self._keep_stream(digest, pieces)
+                return
+            except Corrupt:
+                if last:
+                    raise
 
     async def _keep(self, blobs: Mapping[Digest, bytes | OutputdError]) -> dict[Digest, OutputdError]:
         """Put into the local store what came; the failures of all."""
@@ -197,7 +201,7 @@ class CachedStore:
         return put_all() if few else await in_thread(put_all)
 
     async def _keep_stream(self, digest: Digest, data: AsyncIterator[bytes]) -> None:
-        """Put into the local store what comes, while it comes. Closes `data` when that can be."""
+        """Put into the local store what comes, while it comes."""
         with self._local.writer(digest) as writer:
             pieces: list[bytes] = []
             size = 0
@@ -208,8 +212,10 @@ class CachedStore:
                     await in_thread(_write_all, writer, pieces)
                     pieces = []
                     size = 0
-            await in_thread(_write_all, writer, pieces)
-            await in_thread(writer.commit)
+            if digest.size <= _BYTES_HERE:
+                _finish(writer, pieces)
+            else:
+                await in_thread(_finish, writer, pieces)
 
     async def _pieces(self, digest: Digest) -> AsyncGenerator[bytes]:
         """A blob of the local store, for an upload."""
@@ -219,6 +225,10 @@ class CachedStore:
         try:
             for offset in range(0, digest.size, _STRIDE):
                 yield await in_thread(os.pread, fd, _STRIDE, offset)
+        except OSError as error:
+            raise Unavailable(
+                f"blob {digest}: cannot read it from the local store: {error.strerror}"
+            ) from error
         finally:
             os.close(fd)
 
@@ -236,3 +246,8 @@ class CachedStore:
 def _write_all(writer: BlobWriter, pieces: list[bytes]) -> None:
     for piece in pieces:
         writer.write(piece)
+
+
+def _finish(writer: BlobWriter, pieces: list[bytes]) -> None:
+    _write_all(writer, pieces)
+    writer.commit()

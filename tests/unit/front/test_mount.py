@@ -5,7 +5,6 @@ from __future__ import annotations
 import errno
 import os
 import threading
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -22,6 +21,18 @@ from outputd.front.fuse.mount import (
     real_mount_point,
     unmount,
 )
+
+
+@pytest.fixture(autouse=True)
+def no_real_mount(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A check that fails to refuse must not hide a directory of this machine."""
+
+    def refuse(path: str, options: list[str]) -> int:
+        raise AssertionError(f"a unit test mounts nothing, not even {path}")
+
+    monkeypatch.setattr(module, "_mount_by_us", refuse)
+    monkeypatch.setenv("PATH", str(tmp_path / "bin"))
+
 
 MOUNTINFO = rb"""27 1 254:0 / / rw,relatime - ext4 /dev/vda rw
 36 27 0:39 / /home/a\040b/o\134u rw,nosuid shared:1 master:2 - fuse.outputd outputd rw,user_id=0
@@ -137,13 +148,12 @@ def test_a_living_outputd_is_left_alone(
 
 
 @pytest.fixture
-def fusermount(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+def fusermount(tmp_path: Path) -> Path:
     programs = tmp_path / "bin"
     programs.mkdir()
     script = programs / "fusermount3"
     script.touch(mode=0o755)
-    monkeypatch.setenv("PATH", str(programs))
-    yield script
+    return script
 
 
 def test_what_fusermount_says_is_shown(fusermount: Path, tmp_path: Path) -> None:
@@ -168,10 +178,7 @@ def test_a_fusermount_that_sends_nothing_has_failed(fusermount: Path, tmp_path: 
         mount(str(tmp_path / "m"), by_us=False)
 
 
-def test_a_missing_fusermount_names_its_package(
-    fusermount: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    fusermount.unlink()
+def test_a_missing_fusermount_names_its_package(tmp_path: Path) -> None:
     with pytest.raises(Unsupported, match="package fuse3"):
         mount(str(tmp_path / "m"), by_us=False)
 

@@ -5,13 +5,15 @@ from __future__ import annotations
 import errno
 
 from outputd.front.fuse.answers import Answers
-from outputd.tree.node import Directory, Node
+from outputd.tree.node import Directory, File, Node
 from outputd.tree.tree import Tree
 from outputd.wire.fuse_abi import FOPEN_CACHE_DIR, FOPEN_KEEP_CACHE
 from outputd.wire.fuse_reply import (
     data_reply,
     dirent,
+    dirent_size,
     direntplus,
+    direntplus_of_blob,
     direntplus_size,
     empty_reply,
     error_reply,
@@ -39,6 +41,8 @@ class Listings:
         self._answers = answers
         self._open: dict[int, _Listing] = {}
         self._next_fh = 1
+        self._split = (0, 0, 0)
+        """A time in nanoseconds, in seconds, and the rest: the one used last."""
         self._cached: dict[int, int] = {}
         """By inode number, the directory's mtime when the kernel was last allowed to keep a listing of it."""
 
@@ -85,26 +89,41 @@ class Listings:
             for known in (directory, parent):
                 self._tree.identify(known, known.parent or known)
             listing.entries = [(b".", directory), (b"..", parent), *children.items()]
-        entries = listing.entries
-        answers = self._answers
+        encode = self._record_plus if plus else self._record
         records: list[bytes] = []
         room = size
-        for position in range(offset, len(entries)):
-            name, node = entries[position]
+        for position in range(offset, len(listing.entries)):
+            name, node = listing.entries[position]
             if position > 1 and children.get(name) is not node:
                 continue
-            room -= direntplus_size(len(name)) if plus else 24 + (len(name) + 7 & ~7)
+            room -= direntplus_size(len(name)) if plus else dirent_size(len(name))
             if room < 0:
                 break
-            if not plus:
-                ino = self._tree.identify(node, directory)
-                records.append(dirent(ino, position + 1, name, node.mode))
-            else:
-                # `.` and `..` are not counted as looked up (fuse_direntplus_link).
-                ino = self._tree.remember(node, directory) if position > 1 else node.ino
-                records.append(
-                    direntplus(
-                        ino, 0, answers.validity, answers.attributes(node), ino, position + 1, name, node.mode
-                    )
-                )
+            records.append(encode(directory, name, node, position + 1))
         return data_reply(unique, b"".join(records))
+
+    def _record(self, directory: Directory, name: bytes, node: Node, cookie: int) -> bytes:
+        return dirent(node.ino or self._tree.identify(node, directory), cookie, name, node.mode)
+
+    def _record_plus(self, directory: Directory, name: bytes, node: Node, cookie: int) -> bytes:
+        """A record with attributes; counts a kernel reference, but for `.` and `..` (fuse_direntplus_link)."""
+        ino = self._tree.remember(node, directory) if cookie > 2 else node.ino
+        mtime = node.mtime
+        if isinstance(node, File) and node.extra is None and node.ctime == mtime:
+            if mtime != self._split[0]:  # staged files share the time of their call
+                self._split = (mtime, *divmod(mtime, 1_000_000_000))
+            tree = self._tree
+            return direntplus_of_blob(
+                ino,
+                cookie,
+                name,
+                self._answers.validity,
+                node.content.size,
+                self._split[1],
+                self._split[2],
+                node.mode,
+                tree.uid,
+                tree.gid,
+            )
+        attributes = self._answers.attributes(node)
+        return direntplus(ino, 0, self._answers.validity, attributes, ino, cookie, name, node.mode)

@@ -1,0 +1,149 @@
+"""The file `state.db`: its format, opening it, and what becomes of one that cannot be read; never knows what the rows mean.
+
+The format's number stands in `user_version`, our mark in `application_id`. A newer format is refused. A file that is no database of
+ours, or a damaged one, is set aside under another name and never deleted.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import sqlite3
+import time
+from typing import Final
+
+from outputd.disk.disk import Disk
+from outputd.errors import Corrupt, Exhausted, OutputdError, Precondition, Unavailable
+
+_log = logging.getLogger(__name__)
+
+FORMAT: Final = 1
+_MARK: Final = 0x6F757470
+"""`outp`, so that file(1) and we can tell our databases from others."""
+
+_SCHEMA: Final = """
+CREATE TABLE meta(name TEXT PRIMARY KEY, value INTEGER NOT NULL) WITHOUT ROWID;
+CREATE TABLE directory(digest BLOB PRIMARY KEY, message BLOB NOT NULL) WITHOUT ROWID;
+CREATE TABLE record(digest BLOB PRIMARY KEY, record BLOB NOT NULL) WITHOUT ROWID;
+CREATE TABLE output_base(
+  id TEXT PRIMARY KEY,
+  number INTEGER NOT NULL UNIQUE,
+  instance_name TEXT NOT NULL,
+  digest_function INTEGER NOT NULL,
+  root BLOB NOT NULL,
+  created INTEGER NOT NULL,
+  last_build_id TEXT NOT NULL,
+  last_build_time INTEGER NOT NULL,
+  unfinished BLOB NOT NULL
+) WITHOUT ROWID;
+CREATE TABLE finalized(output_base_id TEXT PRIMARY KEY, paths BLOB NOT NULL) WITHOUT ROWID;
+CREATE TABLE action_result(
+  instance_name TEXT NOT NULL,
+  action BLOB NOT NULL,
+  result BLOB NOT NULL,
+  PRIMARY KEY(instance_name, action)
+) WITHOUT ROWID;
+"""
+
+_DAMAGED: Final = (sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB, sqlite3.SQLITE_FORMAT)
+
+
+def open_database(path: str, disk: Disk) -> tuple[sqlite3.Connection, str | None]:
+    """A connection to the database at `path`, made if need be, and where a damaged one was put, if there was one.
+
+    Raises Precondition for a newer format, Exhausted or Unavailable when the disk does not let us.
+    """
+    try:
+        return _open(path), None
+    except Corrupt as error:
+        aside = _set_aside(path, disk)
+        _log.error(
+            "%s cannot be read (%s): it was set aside as %s, and outputd starts without any output path of earlier builds",
+            path,
+            error,
+            aside,
+        )
+        return _open(path), aside
+
+
+def connect(path: str) -> sqlite3.Connection:
+    """One more connection to an open database. It may be used by one thread after another."""
+    try:
+        connection = sqlite3.connect(path, timeout=10, isolation_level=None, check_same_thread=False)
+        connection.execute("PRAGMA synchronous=NORMAL")
+    except sqlite3.Error as error:
+        raise failed(error, path) from error
+    return connection
+
+
+def failed(error: sqlite3.Error, path: str) -> OutputdError:
+    """An error of SQLite in our words."""
+    code = getattr(error, "sqlite_errorcode", sqlite3.SQLITE_ERROR) & 0xFF
+    text = f"{path}: {error}"
+    if code == sqlite3.SQLITE_FULL:
+        return Exhausted(text)
+    if code in _DAMAGED:
+        return Corrupt(text)
+    return Unavailable(text)
+
+
+def _open(path: str) -> sqlite3.Connection:
+    connection = connect(path)
+    try:
+        _check(connection, path)
+    except BaseException as error:
+        connection.close()
+        if isinstance(error, sqlite3.Error):
+            raise failed(error, path) from error
+        raise
+    return connection
+
+
+def _check(connection: sqlite3.Connection, path: str) -> None:
+    """Make sure that this is a database of ours, whole as far as can be told in constant time; make it one if it is empty."""
+    (tables,) = connection.execute("SELECT count(*) FROM sqlite_schema").fetchone()
+    (mark,) = connection.execute("PRAGMA application_id").fetchone()
+    (version,) = connection.execute("PRAGMA user_version").fetchone()
+    if tables == 0 and mark == 0 and version == 0:
+        connection.execute("PRAGMA journal_mode=WAL")
+        connection.executescript(
+            f"BEGIN; {_SCHEMA} PRAGMA application_id={_MARK}; PRAGMA user_version={FORMAT}; COMMIT;"
+        )
+        return
+    if mark != _MARK:
+        raise Corrupt("it is an SQLite database, but none of outputd's")
+    if version > FORMAT:
+        raise Precondition(
+            f"{path}: has format {version}, written by a newer outputd; this one reads {FORMAT}. Use the newer outputd, or move "
+            "the file away to start without output paths"
+        )
+    if version < FORMAT:
+        raise Corrupt(f"it has format {version}, which no outputd ever wrote")
+    connection.execute("PRAGMA journal_mode=WAL")
+    expected = sqlite3.connect(":memory:")
+    try:
+        expected.executescript(_SCHEMA)
+        tables_sql = "SELECT name, sql FROM sqlite_schema WHERE type='table' ORDER BY name"
+        if connection.execute(tables_sql).fetchall() != expected.execute(tables_sql).fetchall():
+            raise Corrupt("its tables are not those of outputd")
+    finally:
+        expected.close()
+    # The rest is only looked at when somebody asks for it: a start must not take longer for a larger file.
+    connection.execute("SELECT * FROM output_base").fetchall()
+
+
+def _set_aside(path: str, disk: Disk) -> str:
+    aside = f"{path}.damaged-{time.strftime('%Y%m%dT%H%M%SZ', time.gmtime())}"
+    while os.path.lexists(aside):
+        aside += "+"
+    # With its write-ahead log: sqlite3 can then still recover what it can from the pair.
+    for suffix in ("-wal", "-shm", ""):
+        try:
+            disk.rename(path + suffix, aside + suffix)
+        except FileNotFoundError:
+            pass  # a database that was closed in order has neither log nor index
+        except OSError as error:
+            raise Unavailable(
+                f"{path}{suffix}: damaged, and cannot be set aside: {error.strerror}"
+            ) from error
+    return aside

@@ -1,0 +1,42 @@
+"""One daemon for one state directory; never touches what is in there besides its own lock file."""
+
+from __future__ import annotations
+
+import fcntl
+import os
+
+from outputd.disk.atomic import make_directories, sync_directory
+from outputd.disk.disk import Disk
+from outputd.errors import Precondition, Unavailable
+
+
+class DirectoryLock:
+    """Held from construction to `close`, or to the end of the process however it ends (flock(2))."""
+
+    def __init__(self, directory: str, disk: Disk) -> None:
+        """Make the directory if need be and lock it. Raises Precondition, naming the process that has it, or Unavailable."""
+        path = f"{directory}/lock"
+        try:
+            make_directories(disk, directory)
+            self._fd = disk.open(path, os.O_RDWR | os.O_CREAT)
+        except OSError as error:
+            raise Unavailable(f"state directory {directory}: {error.strerror}") from error
+        try:
+            fcntl.flock(self._fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            os.ftruncate(self._fd, 0)
+            os.pwrite(self._fd, b"%d\n" % os.getpid(), 0)
+            sync_directory(disk, directory)
+        except BlockingIOError as error:
+            holder = os.pread(self._fd, 20, 0).decode("ascii", "replace").strip() or "unknown"
+            os.close(self._fd)
+            raise Precondition(
+                f"state directory {directory}: in use by the outputd with process id {holder}; stop that one, or give this "
+                "one another directory (--state-dir)"
+            ) from error
+        except OSError as error:
+            os.close(self._fd)
+            raise Unavailable(f"{path}: {error.strerror}") from error
+
+    def close(self) -> None:
+        """Let the next one in. The file stays: to remove it would let two in at once."""
+        os.close(self._fd)

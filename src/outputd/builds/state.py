@@ -1,0 +1,303 @@
+"""What a restart finds again: Directory messages, attribute records, one row for each output path, action results. Never decides
+what is worth keeping.
+
+One SQLite file in write-ahead mode. Reads are short and happen on the event loop; everything is written by one thread with a
+connection of its own, in the order in which it was asked for. What is not written yet can be read as if it were.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import sqlite3
+import threading
+from collections.abc import Callable, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import Any, Final
+
+from outputd.builds.database import connect, failed, open_database
+from outputd.builds.lock import DirectoryLock
+from outputd.digest import Digest, DigestFunction
+from outputd.disk.disk import Disk
+from outputd.errors import OutputdError
+
+_log = logging.getLogger(__name__)
+
+_NUMBERS: Final = 16
+"""Volume numbers that are reserved by one write."""
+
+
+@dataclass(frozen=True, slots=True)
+class SavedBase:
+    """An output base as it is kept; one row."""
+
+    id: str
+    number: int
+    """Of the volume that was saved. The next run gives it another: inode numbers handed out after this was saved must never
+    come again."""
+    instance_name: str
+    function: DigestFunction
+    root: bytes
+    """The root directory as a leftover of records.py, with an empty name: attributes, digest and record digest."""
+    created: int
+    """Nanoseconds since 1970, as below."""
+    last_build_id: str
+    """Of the last build that ended; empty when none did."""
+    last_build_time: int
+    unfinished: bytes
+    """Local files that were not blobs yet (unfinished.py)."""
+
+
+class _Objects:
+    """Content-addressed things on their way to the disk."""
+
+    __slots__ = ("directories", "records")
+
+    def __init__(self) -> None:
+        self.directories: dict[Digest, bytes] = {}
+        self.records: dict[bytes, bytes] = {}
+
+
+class State:
+    """The state directory of one daemon. Implements drive's Objects; `sink` is for sealing. Its methods may be called from any
+    thread unless they are coroutines."""
+
+    def __init__(self, directory: str, disk: Disk) -> None:
+        """Lock the directory and open the database. Raises Precondition, Exhausted or Unavailable."""
+        self._path = f"{directory}/state.db"
+        self._lock = DirectoryLock(directory, disk)
+        try:
+            self._writing_connection, self.set_aside = open_database(self._path, disk)
+            self._reading_connection = connect(self._path)
+        except BaseException:
+            self._lock.close()
+            raise
+        self._writer = ThreadPoolExecutor(1, "outputd-state")
+        self._guard = threading.Lock()
+        """Of the three fields below."""
+        self._fresh = _Objects()
+        """Not written yet."""
+        self._in_flight = _Objects()
+        """Being written."""
+        self._flush_due = False
+        self.sink: Final = StateSink(self)
+        row = self._read("SELECT value FROM meta WHERE name = 'next_number'", ())
+        # 0 is the volume of the mount's own directories.
+        self._next_number = self._reserved_number = 1 if row is None else row[0]
+
+    async def close(self) -> None:
+        """Write what is left, give the directory free. The last one of its kind that may be called."""
+        try:
+            await asyncio.wrap_future(self._writer.submit(self._commit, None, False))
+        except OutputdError as error:
+            _log.error("what was loaded lately will have to be loaded again: %s", error)
+        finally:
+            self._writer.shutdown(wait=True)
+            self._reading_connection.close()
+            self._writing_connection.close()
+            self._lock.close()
+
+    # drive's Objects
+
+    def directory(self, digest: Digest) -> bytes | None:
+        """A Directory message. Raises Corrupt or Unavailable."""
+        with self._guard:
+            # By default of `get`, not by `or`: the message of an empty directory is empty.
+            message = self._fresh.directories.get(digest, self._in_flight.directories.get(digest))
+        if message is None:
+            row = self._read("SELECT message FROM directory WHERE digest = ?", (digest,))
+            message = None if row is None else row[0]
+        return message
+
+    def record(self, digest: bytes) -> bytes | None:
+        """An attribute record. Raises Corrupt or Unavailable."""
+        with self._guard:
+            record = self._fresh.records.get(digest, self._in_flight.records.get(digest))
+        if record is None:
+            row = self._read("SELECT record FROM record WHERE digest = ?", (digest,))
+            record = None if row is None else row[0]
+        return record
+
+    def keep_directories(self, messages: Mapping[Digest, bytes]) -> None:
+        """Keep messages that were loaded, soon."""
+        with self._guard:
+            self._fresh.directories.update(messages)
+            due, self._flush_due = self._flush_due, True
+        if not due:
+            self._writer.submit(self._flush)
+
+    def seal_directory(self, digest: Digest, message: bytes) -> None:
+        """Keep a sealed directory with the next save."""
+        with self._guard:
+            self._fresh.directories[digest] = message
+
+    def seal_record(self, digest: bytes, record: bytes) -> None:
+        """Keep an attribute record with the next save."""
+        with self._guard:
+            self._fresh.records[digest] = record
+
+    # output bases
+
+    def bases(self) -> list[SavedBase]:
+        """All that were saved, by id. Raises Corrupt or Unavailable."""
+        try:
+            rows = self._reading_connection.execute(
+                "SELECT id, number, instance_name, digest_function, root, created, last_build_id, last_build_time, unfinished"
+                " FROM output_base ORDER BY id"
+            ).fetchall()
+        except sqlite3.Error as error:
+            raise failed(error, self._path) from error
+        return [SavedBase(*row[:3], DigestFunction(row[3]), *row[4:]) for row in rows]
+
+    def finalized(self, output_base_id: str) -> bytes | None:
+        """The finalized paths saved with a base, None when they are not tracked. Raises Corrupt or Unavailable."""
+        row = self._read("SELECT paths FROM finalized WHERE output_base_id = ?", (output_base_id,))
+        return None if row is None else row[0]
+
+    async def save(self, base: SavedBase, finalized: bytes | None) -> None:
+        """Keep a base, and everything sealed so far, in one transaction that survives a power cut when this returns.
+
+        Raises Exhausted or Unavailable; then the earlier state of the base is what a restart finds, and the next save writes what
+        this one could not.
+        """
+
+        def write(connection: sqlite3.Connection) -> None:
+            self._write_reservation(connection)
+            connection.execute(
+                "INSERT OR REPLACE INTO output_base VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)",
+                (
+                    base.id,
+                    base.number,
+                    base.instance_name,
+                    int(base.function),
+                    base.root,
+                    base.created,
+                    base.last_build_id,
+                    base.last_build_time,
+                    base.unfinished,
+                ),
+            )
+            if finalized is None:
+                connection.execute("DELETE FROM finalized WHERE output_base_id = ?", (base.id,))
+            else:
+                connection.execute("INSERT OR REPLACE INTO finalized VALUES (?, ?)", (base.id, finalized))
+
+        await self._written(write)
+
+    async def forget(self, output_base_id: str) -> None:
+        """Drop a base, durably; fine when there is none. Raises Exhausted or Unavailable."""
+
+        def write(connection: sqlite3.Connection) -> None:
+            connection.execute("DELETE FROM output_base WHERE id = ?", (output_base_id,))
+            connection.execute("DELETE FROM finalized WHERE output_base_id = ?", (output_base_id,))
+
+        await self._written(write)
+
+    def take_number(self) -> int:
+        """A volume number that no volume ever had.
+
+        The reservation is under way when this returns; whatever is saved of the volume is written after it or with it.
+        """
+        number = self._next_number
+        self._next_number += 1
+        if self._next_number > self._reserved_number:
+            self._reserved_number = number + _NUMBERS
+            self._writer.submit(self._reserve)
+        return number
+
+    # ActionResults of the action cache service
+
+    async def get(self, instance: str, action: Digest) -> bytes | None:
+        """An action's result. Raises Corrupt or Unavailable."""
+        row = self._read(
+            "SELECT result FROM action_result WHERE instance_name = ? AND action = ?", (instance, action)
+        )
+        return None if row is None else row[0]
+
+    async def put(self, instance: str, action: Digest, result: bytes) -> None:
+        """Keep an action's result in place of an earlier one. Raises Exhausted or Unavailable."""
+
+        def write(connection: sqlite3.Connection) -> None:
+            connection.execute(
+                "INSERT OR REPLACE INTO action_result VALUES (?, ?, ?)", (instance, action, result)
+            )
+
+        # A result that a power cut takes away costs running the action again.
+        await self._written(write, durable=False)
+
+    # within
+
+    def _read(self, query: str, arguments: tuple[object, ...]) -> tuple[Any, ...] | None:
+        try:
+            row: tuple[Any, ...] | None = self._reading_connection.execute(query, arguments).fetchone()
+        except sqlite3.Error as error:
+            raise failed(error, self._path) from error
+        return row
+
+    async def _written(self, write: Callable[[sqlite3.Connection], None], *, durable: bool = True) -> None:
+        # Shielded: whoever asked may leave, but what was begun is not to be dropped from the queue.
+        await asyncio.shield(asyncio.wrap_future(self._writer.submit(self._commit, write, durable)))
+
+    # in the writing thread
+
+    def _flush(self) -> None:
+        with self._guard:
+            self._flush_due = False
+        try:
+            self._commit(None, False)
+        except OutputdError as error:
+            _log.error("cannot keep what was loaded, it stays in memory: %s", error)
+
+    def _reserve(self) -> None:
+        try:
+            self._commit(self._write_reservation, False)
+        except OutputdError as error:
+            _log.error("cannot reserve volume numbers, the next save does it: %s", error)
+
+    def _write_reservation(self, connection: sqlite3.Connection) -> None:
+        connection.execute(
+            "INSERT OR REPLACE INTO meta VALUES ('next_number', ?)", (self._reserved_number,)
+        )
+
+    def _commit(self, write: Callable[[sqlite3.Connection], object] | None, durable: bool) -> None:
+        """One transaction with everything that is fresh by now and what `write` adds."""
+        connection = self._writing_connection
+        with self._guard:
+            taken = self._in_flight = self._fresh
+            self._fresh = _Objects()
+        try:
+            # FULL syncs the log at this commit (and with it all commits before), NORMAL only now and then.
+            connection.execute(f"PRAGMA synchronous={'FULL' if durable else 'NORMAL'}")
+            connection.execute("BEGIN IMMEDIATE")
+            connection.executemany("INSERT OR IGNORE INTO directory VALUES (?, ?)", taken.directories.items())
+            connection.executemany("INSERT OR IGNORE INTO record VALUES (?, ?)", taken.records.items())
+            if write is not None:
+                write(connection)
+            connection.execute("COMMIT")
+        except sqlite3.Error as error:
+            if connection.in_transaction:
+                connection.execute("ROLLBACK")
+            with self._guard:
+                taken.directories.update(self._fresh.directories)
+                taken.records.update(self._fresh.records)
+                self._fresh = taken
+                self._in_flight = _Objects()
+            raise failed(error, self._path) from error
+        with self._guard:
+            self._in_flight = _Objects()
+
+
+class StateSink:
+    """Takes what sealing makes (tree.merkle's Sink) into a State."""
+
+    __slots__ = ("_state",)
+
+    def __init__(self, state: State) -> None:
+        self._state = state
+
+    def directory(self, digest: Digest, message: bytes) -> None:
+        self._state.seal_directory(digest, message)
+
+    def record(self, digest: bytes, record: bytes) -> None:
+        self._state.seal_record(digest, record)

@@ -1,0 +1,77 @@
+"""A console to read back, and a daemon's Admin service without the daemon."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import grpc
+import pytest
+
+from outputd._proto.admin_pb2 import GetStatusRequest, GetStatusResponse
+from outputd.cli.console import Console
+from outputd.cli.main import run
+
+
+@dataclass
+class Spoken:
+    """One command's exit code and what it said."""
+
+    code: int
+    out: str
+    err: str
+
+
+@dataclass
+class Commands:
+    """Runs command lines in a home of their own."""
+
+    home: Path
+    environ: dict[str, str] = field(default_factory=dict)
+
+    def __call__(self, *arguments: str) -> Spoken:
+        out, err = io.StringIO(), io.StringIO()
+        environ = {"HOME": str(self.home), "XDG_RUNTIME_DIR": str(self.home), "PATH": "/usr/bin:/bin"}
+        code = run(arguments, Console(environ | self.environ, out, err))
+        return Spoken(code, out.getvalue(), err.getvalue())
+
+
+@pytest.fixture
+def outputd(tmp_path: Path) -> Commands:
+    return Commands(tmp_path)
+
+
+Answer = Callable[[GetStatusRequest, grpc.ServicerContext], GetStatusResponse]
+
+
+@pytest.fixture
+def serve_admin(tmp_path: Path) -> Iterator[Callable[[Answer], None]]:
+    """Serves the given answer at the usual socket of `outputd`'s home."""
+    server = grpc.server(ThreadPoolExecutor(2))
+
+    def serve(answer: Answer) -> None:
+        method = grpc.unary_unary_rpc_method_handler(
+            answer, GetStatusRequest.FromString, GetStatusResponse.SerializeToString
+        )
+        handler = grpc.method_handlers_generic_handler("outputd.v1.Admin", {"GetStatus": method})
+        server.add_generic_rpc_handlers((handler,))
+        server.add_insecure_port(f"unix:{tmp_path}/outputd.sock")
+        server.start()
+
+    yield serve
+    server.stop(None).wait()
+
+
+@pytest.fixture
+def daemon(serve_admin: Callable[[Answer], None]) -> GetStatusResponse:
+    """A running daemon; what it answers may still be changed."""
+    status = GetStatusResponse(version="9.9", pid=321, listen_addresses=["unix:/s", "127.0.0.1:1"])
+    status.uptime.FromSeconds(3725)
+    status.mount.path, status.mount.abi = "/mnt/out", "7.45"
+    status.store.path, status.store.blobs, status.store.blob_bytes = "/c", -1, -1
+    status.store.total_bytes, status.store.available_bytes = 100 << 30, 30 << 30
+    serve_admin(lambda request, context: status)
+    return status

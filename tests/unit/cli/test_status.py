@@ -1,0 +1,142 @@
+"""outputd.cli.status: what people and what programs are shown, and what is said when no daemon answers."""
+
+from __future__ import annotations
+
+import json
+import socket
+import threading
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import grpc
+import pytest
+
+from outputd._proto.admin_pb2 import GetStatusRequest, GetStatusResponse, Remote
+from tests.unit.cli.conftest import Answer, Commands
+
+
+def test_people(outputd: Commands, daemon: GetStatusResponse) -> None:
+    daemon.mount.features.extend(["readdirplus", "passthrough"])
+    daemon.store.blobs, daemon.store.blob_bytes = 12345, 3 << 29
+    daemon.output_bases.add(id="b1", running_build_id="i-2", last_build_id="i-1", entries=2000, dirty=True)
+    daemon.output_bases[0].last_build_time.FromSeconds(1_800_000_000)
+    daemon.output_bases.add(id="b2")
+    daemon.remote.url, daemon.remote.state, daemon.remote.last_error = (
+        "grpc://h:1",
+        Remote.FAILING,
+        "h:1 is away",
+    )
+    spoken = outputd("status")
+    assert (spoken.code, spoken.err) == (0, "")
+    assert spoken.out.splitlines() == [
+        "outputd 9.9, pid 321, up 1 h 2 min",
+        "mount   /mnt/out (FUSE 7.45; readdirplus, passthrough)",
+        "listen  unix:/s, 127.0.0.1:1",
+        "store   /c: 12 345 blobs, 1.5 GiB; 30 GiB of 100 GiB free",
+        "remote  grpc://h:1, failing; last error: h:1 is away",
+        "",
+        "OUTPUT BASE  BUILD        LAST BUILD  ENDED                 ENTRIES  CHANGED",
+        "b1           running i-2  i-1         2027-01-15T08:00:00Z  2 000    yes",
+        "b2           none         -           -                     0        no",
+    ]
+
+
+def test_a_young_daemon(outputd: Commands, daemon: GetStatusResponse) -> None:
+    out = outputd("status").out
+    assert "store   /c: not counted yet; 30 GiB of 100 GiB free\n" in out
+    assert "remote  none; the local store alone\n" in out
+    assert "no output bases yet: `outputd bazelrc`" in out
+
+
+def test_programs(outputd: Commands, daemon: GetStatusResponse) -> None:
+    daemon.output_bases.add(id="b1", entries=1 << 40)
+    daemon.remote.url = "grpc://h:1"
+    data = json.loads(outputd("status", "--json").out)
+    assert data["uptime_seconds"] == 3725
+    assert data["store"]["blobs"] is None
+    assert data["remote"] == {
+        "url": "grpc://h:1",
+        "state": "not asked yet",
+        "last_error": None,
+        "last_error_time": None,
+    }
+    assert data["output_bases"] == [
+        {
+            "id": "b1",
+            "running_build_id": None,
+            "last_build_id": None,
+            "last_build_time": None,
+            "entries": 1 << 40,
+            "dirty": False,
+        }
+    ]
+
+
+def test_json_has_every_field_of_the_message(outputd: Commands, daemon: GetStatusResponse) -> None:
+    daemon.remote.url = "grpc://h:1"
+    daemon.output_bases.add()
+    data = json.loads(outputd("status", "--json").out)
+    renamed = {"uptime": "uptime_seconds"}
+    for name, shown in (
+        ("", data),
+        ("mount", data["mount"]),
+        ("store", data["store"]),
+        ("remote", data["remote"]),
+    ):
+        message = getattr(daemon, name) if name else daemon
+        assert set(shown) == {renamed.get(field.name, field.name) for field in message.DESCRIPTOR.fields}
+    assert set(data["output_bases"][0]) == set(daemon.output_bases[0].DESCRIPTOR.fields_by_name)
+
+
+def test_the_second_address_answers(outputd: Commands, daemon: GetStatusResponse, tmp_path: Path) -> None:
+    spoken = outputd(
+        "status", "--listen", f"unix:{tmp_path}/none", "--listen", f"unix:{tmp_path}/outputd.sock"
+    )
+    assert spoken.code == 0
+
+
+def test_no_socket(outputd: Commands, tmp_path: Path) -> None:
+    spoken = outputd("status")
+    assert (spoken.code, spoken.out) == (4, "")
+    assert spoken.err == (
+        f"outputd: no daemon answers at unix:{tmp_path}/outputd.sock: there is no such socket\n"
+        "outputd: start it with `outputd serve`, or name its address with --listen\n"
+    )
+
+
+def test_a_socket_that_a_dead_daemon_left(outputd: Commands, tmp_path: Path) -> None:
+    with socket.socket(socket.AF_UNIX) as left:
+        left.bind(f"{tmp_path}/outputd.sock")
+    spoken = outputd("status")
+    assert spoken.code == 4
+    assert "no daemon answers at" in spoken.err
+    assert "Connection refused" in spoken.err
+
+
+def test_something_else_answers(outputd: Commands, tmp_path: Path) -> None:
+    server = grpc.server(ThreadPoolExecutor(1))
+    server.add_insecure_port(f"unix:{tmp_path}/outputd.sock")
+    server.start()
+    spoken = outputd("status")
+    server.stop(None).wait()
+    assert spoken.code == 1
+    assert "is no running outputd" in spoken.err
+    assert "UNIMPLEMENTED" in spoken.err
+
+
+def test_a_daemon_that_is_stuck(
+    outputd: Commands, serve_admin: Callable[[Answer], None], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("outputd.cli.running_daemon.ANSWER_SECONDS", 0.2)
+    released = threading.Event()
+
+    def hang(request: GetStatusRequest, context: grpc.ServicerContext) -> GetStatusResponse:
+        released.wait()
+        return GetStatusResponse()
+
+    serve_admin(hang)
+    spoken = outputd("status")
+    released.set()
+    assert spoken.code == 4
+    assert "does not answer within 0.2 s; what listens there is busy or stuck" in spoken.err

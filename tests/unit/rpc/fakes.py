@@ -1,0 +1,113 @@
+"""A blob store in memory that keeps the promises of `outputd.store.base`, and can be told to fail."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import tempfile
+from collections.abc import AsyncIterator, Collection
+
+from outputd.digest import Digest, DigestFunction, empty_digest
+from outputd.errors import Corrupt, NotFound
+from outputd.store.base import BlobWriter, Usage
+
+SHA256 = DigestFunction.SHA256
+
+
+class FakeLocal:
+    """The part of LocalStore that services use."""
+
+    def __init__(self, blobs: dict[Digest, bytes]) -> None:
+        self._blobs = blobs
+
+    def has(self, digest: Digest) -> bool:
+        return digest in self._blobs or digest == empty_digest(digest.function)
+
+    def read(self, digest: Digest) -> bytes | None:
+        return b"" if digest == empty_digest(digest.function) else self._blobs.get(digest)
+
+    def open(self, digest: Digest) -> int | None:
+        data = self.read(digest)
+        if data is None:
+            return None
+        with tempfile.TemporaryFile() as file:
+            file.write(data)
+            file.flush()
+            return os.dup(file.fileno())
+
+    def put(self, digest: Digest, data: bytes) -> None:
+        raise NotImplementedError
+
+    def writer(self, digest: Digest) -> BlobWriter:
+        raise NotImplementedError
+
+    def adopt(self, path: str, digest: Digest) -> None:
+        raise NotImplementedError
+
+    def missing(self, digests: Collection[Digest]) -> set[Digest]:
+        return {digest for digest in digests if not self.has(digest)}
+
+    def usage(self) -> Usage:
+        raise NotImplementedError
+
+
+class FakeStore:
+    """BlobStore without a remote. `failing` raises for single digests, `broken` for every call."""
+
+    def __init__(self) -> None:
+        self.blobs: dict[Digest, bytes] = {}
+        self.failing: dict[Digest, Exception] = {}
+        self.broken: Exception | None = None
+        self.asked: list[set[Digest]] = []
+        self.writing = asyncio.Event()
+        """Set when a write has taken its first piece."""
+        self._local = FakeLocal(self.blobs)
+
+    def add(self, data: bytes, function: DigestFunction = SHA256) -> Digest:
+        digest = Digest.of(function, data)
+        self.blobs[digest] = data
+        return digest
+
+    @property
+    def local(self) -> FakeLocal:
+        return self._local
+
+    async def fetch(self, digest: Digest) -> None:
+        if self.broken is not None:
+            raise self.broken
+        if digest in self.failing:
+            raise self.failing[digest]
+        if not self._local.has(digest):
+            raise NotFound(f"{digest}: nowhere")
+
+    async def fetch_many(self, digests: Collection[Digest]) -> dict[Digest, Exception]:
+        failures: dict[Digest, Exception] = {}
+        for digest in digests:
+            try:
+                await self.fetch(digest)
+            except Exception as error:
+                failures[digest] = error
+        return failures
+
+    async def read(self, digest: Digest) -> bytes:
+        await self.fetch(digest)
+        data = self._local.read(digest)
+        assert data is not None
+        return data
+
+    async def find_missing(self, digests: Collection[Digest]) -> set[Digest]:
+        if self.broken is not None:
+            raise self.broken
+        self.asked.append(set(digests))
+        return self._local.missing(digests)
+
+    async def write(self, digest: Digest, data: AsyncIterator[bytes]) -> None:
+        if digest in self.failing:
+            raise self.failing[digest]
+        received = bytearray()
+        async for piece in data:
+            received += piece
+            self.writing.set()
+        if Digest.of(digest.function, received) != digest:
+            raise Corrupt(f"{digest}: other bytes")
+        self.blobs[digest] = bytes(received)

@@ -1,0 +1,306 @@
+"""A REv2 CAS in this process, over a real socket, that fails on demand; holds blobs in memory.
+
+`faults[method]` is a queue: each call of the method takes the first fault, if there is one, and suffers it.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import uuid
+from collections import defaultdict, deque
+from collections.abc import AsyncIterator, Awaitable, Callable
+from dataclasses import dataclass
+from types import TracebackType
+from typing import Any, NoReturn, Self
+
+import grpc
+import grpc.aio
+
+from outputd._proto import any_pb2, duration_pb2, error_details_pb2, status_pb2
+from outputd._proto import bytestream_pb2 as bytestream
+from outputd._proto import remote_execution_pb2 as reapi
+from outputd.digest import Digest, DigestFunction
+
+CAS = "build.bazel.remote.execution.v2.ContentAddressableStorage"
+CAPABILITIES = "build.bazel.remote.execution.v2.Capabilities"
+BYTE_STREAM = "google.bytestream.ByteStream"
+PIECE = 64 << 10
+
+Context = Any
+"""grpc.aio gives a ServicerContext whose stub lacks half of its methods."""
+
+
+@dataclass(frozen=True)
+class Fault:
+    """What befalls one call. Without any field set: nothing."""
+
+    code: grpc.StatusCode | None = None
+    """End the call with this status."""
+    retry_delay: float = 0.0
+    """Seconds in a RetryInfo beside the code."""
+    after: int | None = None
+    """A stream that is read: send so many bytes before the code, or before an end that looks well. A stream that is written:
+    take so many bytes first."""
+    blob: Digest | None = None
+    """A batch: the code befalls this blob alone; without a code the reply leaves it out."""
+    wrong: bool = False
+    """Serve other bytes of the right length."""
+    extra: bytes = b""
+    """Serve these after the last byte."""
+    compressed: bool = False
+    """Say that the data of a batch is zstd."""
+    garbage: bool = False
+    """Reply with what is no message."""
+    hang: bool = False
+    """Never answer."""
+    gate: asyncio.Event | None = None
+    """Answer when this is set."""
+
+
+class FakeRemote:
+    """Use as an asynchronous context manager."""
+
+    def __init__(self, socket: str) -> None:
+        self.socket = socket
+        self.url = f"unix:{socket}"
+        self.blobs: dict[Digest, bytes] = {}
+        self.faults: defaultdict[str, deque[Fault]] = defaultdict(deque)
+        self.calls: list[str] = []
+        """Methods in the order they were called."""
+        self.requests: list[object] = []
+        """Unary requests, and those that open a stream."""
+        self.metadata: dict[str, str | bytes] = {}
+        """Of the last call."""
+        self.capabilities = reapi.ServerCapabilities()
+        self.capabilities.low_api_version.major = 2
+        self.capabilities.high_api_version.major = 2
+        self.capabilities.high_api_version.minor = 12
+        self.capabilities.cache_capabilities.digest_functions.append(
+            reapi.DigestFunction.Value.Value("SHA256")
+        )
+        self.committed_size: int | None = None
+        """What a Write claims to have kept, in place of the truth."""
+        self._server: grpc.aio.Server | None = None
+
+    async def __aenter__(self) -> Self:
+        await self.start()
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        await self.stop()
+
+    async def start(self) -> None:
+        unary, up, down = (
+            grpc.unary_unary_rpc_method_handler,
+            grpc.stream_unary_rpc_method_handler,
+            grpc.unary_stream_rpc_method_handler,
+        )
+        services = {
+            CAPABILITIES: {"GetCapabilities": unary(self._unary("GetCapabilities", self._get_capabilities))},
+            CAS: {
+                "FindMissingBlobs": unary(self._unary("FindMissingBlobs", self._find_missing)),
+                "BatchReadBlobs": unary(self._unary("BatchReadBlobs", self._batch_read)),
+                "BatchUpdateBlobs": unary(self._unary("BatchUpdateBlobs", self._batch_update)),
+            },
+            BYTE_STREAM: {"Read": down(self._read), "Write": up(self._write)},
+        }
+        self._server = grpc.aio.server(options=[("grpc.max_receive_message_length", 4 << 20)])
+        self._server.add_generic_rpc_handlers(
+            tuple(grpc.method_handlers_generic_handler(name, methods) for name, methods in services.items())
+        )
+        self._server.add_insecure_port(self.url)
+        await self._server.start()
+
+    async def stop(self) -> None:
+        if self._server is not None:
+            await self._server.stop(None)
+            self._server = None
+
+    def add(self, data: bytes, function: DigestFunction = DigestFunction.SHA256) -> Digest:
+        digest = Digest.of(function, data)
+        self.blobs[digest] = data
+        return digest
+
+    def fail(self, method: str, *faults: Fault) -> None:
+        self.faults[method].extend(faults)
+
+    async def _begin(self, method: str, context: Context) -> Fault:
+        self.calls.append(method)
+        self.metadata = dict(context.invocation_metadata())
+        fault = self.faults[method].popleft() if self.faults[method] else Fault()
+        if fault.hang:
+            await asyncio.get_running_loop().create_future()
+        if fault.gate is not None:
+            await fault.gate.wait()
+        if fault.code is not None and fault.after is None and fault.blob is None:
+            await abort(context, fault)
+        return fault
+
+    def _unary(
+        self, method: str, answer: Callable[[bytes, Fault, Context], Awaitable[Any]]
+    ) -> Callable[[bytes, Context], Awaitable[bytes]]:
+        async def serve(request: bytes, context: Context) -> bytes:
+            fault = await self._begin(method, context)
+            reply = await answer(request, fault, context)
+            return b"\xff\xff\xff" if fault.garbage else reply.SerializeToString()
+
+        return serve
+
+    async def _get_capabilities(self, raw: bytes, fault: Fault, context: Context) -> Any:
+        self.requests.append(reapi.GetCapabilitiesRequest.FromString(raw))
+        return self.capabilities
+
+    async def _find_missing(self, raw: bytes, fault: Fault, context: Context) -> Any:
+        request = reapi.FindMissingBlobsRequest.FromString(raw)
+        self.requests.append(request)
+        function = DigestFunction(request.digest_function)
+        reply = reapi.FindMissingBlobsResponse()
+        for digest in request.blob_digests:
+            if parse(function, digest) not in self.blobs:
+                reply.missing_blob_digests.append(digest)
+        return reply
+
+    async def _batch_read(self, raw: bytes, fault: Fault, context: Context) -> Any:
+        request = reapi.BatchReadBlobsRequest.FromString(raw)
+        self.requests.append(request)
+        await self._within_limit(sum(digest.size_bytes for digest in request.digests), context)
+        reply = reapi.BatchReadBlobsResponse()
+        for message in request.digests:
+            digest = parse(DigestFunction(request.digest_function), message)
+            if digest == fault.blob and fault.code is None:
+                continue
+            answer = reply.responses.add(digest=message)
+            if digest == fault.blob:
+                answer.status.CopyFrom(status(fault))
+            elif digest not in self.blobs:
+                answer.status.code = 5
+            else:
+                data = self.blobs[digest]
+                answer.data = other(data) if fault.wrong else data
+                if fault.compressed:
+                    answer.compressor = reapi.Compressor.Value.Value("ZSTD")
+        return reply
+
+    async def _batch_update(self, raw: bytes, fault: Fault, context: Context) -> Any:
+        request = reapi.BatchUpdateBlobsRequest.FromString(raw)
+        self.requests.append(request)
+        await self._within_limit(sum(len(item.data) for item in request.requests), context)
+        reply = reapi.BatchUpdateBlobsResponse()
+        for item in request.requests:
+            digest = parse(DigestFunction(request.digest_function), item.digest)
+            if digest == fault.blob and fault.code is None:
+                continue
+            answer = reply.responses.add(digest=item.digest)
+            if digest == fault.blob:
+                answer.status.CopyFrom(status(fault))
+            elif Digest.of(digest.function, item.data) != digest:
+                answer.status.code = 3
+            else:
+                self.blobs[digest] = item.data
+        return reply
+
+    async def _within_limit(self, size: int, context: Context) -> None:
+        limit = self.capabilities.cache_capabilities.max_batch_total_size_bytes
+        if limit and size > limit:
+            await context.abort(
+                grpc.StatusCode.INVALID_ARGUMENT, f"{size} bytes are over the limit of {limit}"
+            )
+
+    async def _read(self, raw: bytes, context: Context) -> AsyncIterator[bytes]:
+        fault = await self._begin("Read", context)
+        request = bytestream.ReadRequest.FromString(raw)
+        self.requests.append(request)
+        data = self.blobs.get(parse_name(request.resource_name))
+        if data is None:
+            await context.abort(grpc.StatusCode.NOT_FOUND, "no such blob")
+            return
+        if not 0 <= request.read_offset <= len(data):
+            await context.abort(grpc.StatusCode.OUT_OF_RANGE, "offset outside of the blob")
+        data = (other(data) if fault.wrong else data) + fault.extra
+        end = len(data) if fault.after is None else request.read_offset + fault.after
+        for start in range(request.read_offset, end, PIECE):
+            yield bytestream.ReadResponse(data=data[start : min(start + PIECE, end)]).SerializeToString()
+        if fault.code is not None:
+            await abort(context, fault)
+        if fault.garbage:
+            yield b"\xff\xff\xff"
+
+    async def _write(self, requests: AsyncIterator[bytes], context: Context) -> bytes:
+        fault = await self._begin("Write", context)
+        data = b""
+        name = ""
+        finished = False
+        async for raw in requests:
+            request = bytestream.WriteRequest.FromString(raw)
+            if not name:
+                name = request.resource_name
+                self.requests.append(request)
+                if self.blobs.get(parse_upload_name(name)) is not None:
+                    # REv2 allows an early end when the blob is there.
+                    return bytestream.WriteResponse(committed_size=-1).SerializeToString()
+            if finished or request.write_offset != len(data) or request.resource_name not in ("", name):
+                await context.abort(
+                    grpc.StatusCode.INVALID_ARGUMENT, "wrong offset, name, or more after the end"
+                )
+            data += request.data
+            finished = request.finish_write
+            if fault.after is not None and len(data) >= fault.after:
+                await abort(context, fault)
+        digest = parse_upload_name(name)
+        if not finished or Digest.of(digest.function, data) != digest:
+            await context.abort(grpc.StatusCode.INVALID_ARGUMENT, "unfinished, or another digest")
+        self.blobs[digest] = data
+        committed = len(data) if self.committed_size is None else self.committed_size
+        self.committed_size = None
+        return bytestream.WriteResponse(committed_size=committed).SerializeToString()
+
+
+def other(data: bytes) -> bytes:
+    """As long, and wrong at the end."""
+    return data[:-1] + bytes([data[-1] ^ 1])
+
+
+def parse(function: DigestFunction, message: reapi.Digest) -> Digest:
+    return Digest.parse(function, message.hash, message.size_bytes)
+
+
+def parse_name(name: str) -> Digest:
+    """`[{instance}/]blobs/[{function}/]{hash}/{size}`, with an instance name of one part at most."""
+    parts = name.split("/")
+    if parts[0] != "blobs":
+        parts = parts[1:]
+    assert parts[0] == "blobs", name
+    if len(parts) == 4:
+        function = DigestFunction[parts[1].upper()]
+        assert function > DigestFunction.MURMUR3, name
+    else:
+        by_length = {32: "MD5", 40: "SHA1", 64: "SHA256", 96: "SHA384", 128: "SHA512"}
+        function = DigestFunction[by_length[len(parts[1])]]
+    return Digest.parse(function, parts[-2], int(parts[-1]))
+
+
+def parse_upload_name(name: str) -> Digest:
+    before, _, rest = name.partition("uploads/")
+    number, _, blob = rest.partition("/")
+    assert uuid.UUID(number).version == 4, name
+    return parse_name(before + blob)
+
+
+def status(fault: Fault) -> status_pb2.Status:
+    assert fault.code is not None
+    result = status_pb2.Status(code=fault.code.value[0], message="as told")
+    if fault.retry_delay:
+        seconds = int(fault.retry_delay)
+        delay = duration_pb2.Duration(seconds=seconds, nanos=int((fault.retry_delay - seconds) * 1e9))
+        info = error_details_pb2.RetryInfo(retry_delay=delay).SerializeToString()
+        result.details.append(any_pb2.Any(type_url="type.googleapis.com/google.rpc.RetryInfo", value=info))
+    return result
+
+
+async def abort(context: Context, fault: Fault) -> NoReturn:
+    details = (("grpc-status-details-bin", status(fault).SerializeToString()),)
+    assert fault.code is not None
+    await context.abort(fault.code, "as told", details if fault.retry_delay else ())
+    raise AssertionError("abort raises")

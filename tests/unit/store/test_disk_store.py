@@ -1,0 +1,245 @@
+"""The store on disk: the conformance of every local store, and what only this one does."""
+
+from __future__ import annotations
+
+import errno
+import itertools
+import os
+import subprocess
+import sys
+import threading
+from collections.abc import Iterator
+from contextlib import AbstractContextManager
+from pathlib import Path
+
+import pytest
+
+from outputd.digest import Digest, DigestFunction
+from outputd.disk.disk import RealDisk
+from outputd.errors import Exhausted, Unavailable
+from outputd.store.disk_store import DiskStore
+from tests.unit.store.conformance import check_local_store
+
+ONE = Digest.of(DigestFunction.SHA256, b"one")
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> Iterator[DiskStore]:
+    store = DiskStore(str(tmp_path / "cas"), RealDisk())
+    yield store
+    store.close()
+
+
+def blob_path(tmp_path: Path, digest: Digest) -> Path:
+    digits = digest.hash_hex
+    return tmp_path / "cas" / "blobs" / digest.function.lower / digits[:2] / digits[2:]
+
+
+def descriptors() -> int:
+    return len(os.listdir("/proc/self/fd")) if sys.platform == "linux" else 0
+
+
+def test_conformance(tmp_path: Path) -> None:
+    before = descriptors()
+    made = []
+    numbers = itertools.count()
+
+    def make() -> DiskStore:
+        made.append(DiskStore(str(tmp_path / f"cas{next(numbers)}"), RealDisk()))
+        return made[-1]
+
+    check_local_store(make, str(tmp_path))
+    for store in made:
+        assert os.listdir(f"{store.private}/../tmp") != []
+        store.close()
+        assert os.listdir(f"{store.private}/../tmp") == []
+    assert descriptors() == before
+
+
+def test_layout(store: DiskStore, tmp_path: Path) -> None:
+    store.put(ONE, b"one")
+    path = blob_path(tmp_path, ONE)
+    assert path.read_bytes() == b"one"
+    assert path.stat().st_mode & 0o7777 == 0o444
+    assert os.path.isdir(store.private)
+
+
+def test_blobs_are_found_again_after_a_restart(store: DiskStore, tmp_path: Path) -> None:
+    store.put(ONE, b"one")
+    store.flush()
+    again = DiskStore(str(tmp_path / "cas"), RealDisk())
+    assert again.read(ONE) == b"one"
+    again.close()
+
+
+@pytest.mark.parametrize("found", [b"", b"on", b"one and more"])
+def test_a_damaged_file_is_absent_and_makes_way_for_the_true_blob(
+    store: DiskStore, tmp_path: Path, found: bytes
+) -> None:
+    store.put(ONE, b"one")
+    path = blob_path(tmp_path, ONE)
+    path.chmod(0o644)
+    path.write_bytes(found)
+    assert not store.has(ONE)
+    assert store.open(ONE) is None
+    assert store.read(ONE) is None
+    store.put(ONE, b"one")
+    assert store.read(ONE) == b"one"
+    [aside] = (tmp_path / "cas" / "damaged").iterdir()
+    assert aside.read_bytes() == found
+
+
+def test_a_file_cut_while_it_is_read_is_absent(store: DiskStore, monkeypatch: pytest.MonkeyPatch) -> None:
+    store.put(ONE, b"one")
+    monkeypatch.setattr(os, "pread", lambda fd, count, offset: b"o" if offset == 0 else b"")
+    assert store.read(ONE) is None
+
+
+def test_the_next_start_sweeps_what_a_killed_process_left(tmp_path: Path) -> None:
+    root = tmp_path / "cas"
+    killed = subprocess.run(
+        [
+            sys.executable,
+            "-c",
+            "import os, signal, sys\n"
+            "from outputd.digest import Digest, DigestFunction\n"
+            "from outputd.disk.disk import RealDisk\n"
+            "from outputd.store.disk_store import DiskStore\n"
+            f"store = DiskStore({str(root)!r}, RealDisk())\n"
+            "store.writer(Digest.of(DigestFunction.SHA256, b'one')).write(b'o')\n"
+            "os.kill(os.getpid(), signal.SIGKILL)\n",
+        ],
+        env=os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)},
+        check=False,
+    )
+    assert killed.returncode == -9
+    [left] = (root / "tmp").iterdir()
+    assert [file.read_bytes() for file in left.iterdir()] == [b"o"]
+    (root / "tmp" / "a file of somebody else").touch()
+    store = DiskStore(str(root), RealDisk())
+    assert not left.exists()
+    store.close()
+    assert os.listdir(root / "tmp") == ["a file of somebody else"]
+
+
+def test_a_start_beside_a_living_process_leaves_its_blobs_alone(store: DiskStore, tmp_path: Path) -> None:
+    with store.writer(ONE) as writer:
+        writer.write(b"one")
+        other = DiskStore(str(tmp_path / "cas"), RealDisk())
+        writer.commit()
+    assert other.read(ONE) == b"one"
+    other.close()
+
+
+def test_close_does_not_mind_what_is_still_on_its_way_in(tmp_path: Path) -> None:
+    store = DiskStore(str(tmp_path / "cas"), RealDisk())
+    with store.writer(ONE):
+        store.close()
+    DiskStore(str(tmp_path / "cas"), RealDisk()).close()
+    assert os.listdir(tmp_path / "cas" / "tmp") == []
+
+
+class FaultyDisk(RealDisk):
+    """Fails one call with one error."""
+
+    def __init__(self, call: str, number: int) -> None:
+        super().__init__()
+        self.armed = False
+
+        def fail(*args: object) -> None:
+            if self.armed:
+                raise OSError(number, os.strerror(number))
+            real(*args)
+
+        real = getattr(self, call)
+        setattr(self, call, fail)
+
+
+@pytest.mark.parametrize("number", [errno.ENOSPC, errno.EDQUOT])
+@pytest.mark.parametrize("call", ["write", "rename"])
+def test_no_room_is_told_with_path_and_room_and_leaves_nothing(
+    tmp_path: Path, call: str, number: int
+) -> None:
+    disk = FaultyDisk(call, number)
+    store = DiskStore(str(tmp_path / "cas"), disk)
+    disk.armed = True
+    with pytest.raises(
+        Exhausted, match=rf"{ONE.hash_hex}.*{tmp_path}/cas/tmp/.*\d+ bytes and \d+ files are left"
+    ) as caught:
+        store.put(ONE, b"one")
+    assert isinstance(caught.value.__cause__, OSError)
+    disk.armed = False
+    assert not store.has(ONE)
+    store.close()
+    assert os.listdir(tmp_path / "cas" / "tmp") == []
+
+
+def test_a_broken_disk_is_unavailable(tmp_path: Path) -> None:
+    disk = FaultyDisk("write", errno.EIO)
+    store = DiskStore(str(tmp_path / "cas"), disk)
+    disk.armed = True
+    with pytest.raises(Unavailable, match="Input/output error"):
+        store.put(ONE, b"one")
+    store.close()
+
+
+def test_a_root_that_is_a_file_is_told(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    with pytest.raises(Unavailable, match=f"prepare the store {tmp_path}/file: "):
+        DiskStore(str(tmp_path / "file"), RealDisk())
+
+
+def test_adopting_a_file_that_is_gone_is_told(store: DiskStore) -> None:
+    with pytest.raises(Unavailable, match="/nowhere: No such file"):
+        store.adopt("/nowhere", ONE)
+
+
+def test_nobody_counted_yet(store: DiskStore) -> None:
+    store.put(ONE, b"one")
+    assert (store.usage().blobs, store.usage().blob_bytes) == (-1, -1)
+
+
+def test_once_counted_the_numbers_stay_true(store: DiskStore, tmp_path: Path) -> None:
+    store.put(ONE, b"one")
+    store.put(Digest.of(DigestFunction.BLAKE3, b"other"), b"other")
+    store.count()
+    assert (store.usage().blobs, store.usage().blob_bytes) == (2, 8)
+    store.put(Digest.of(DigestFunction.SHA256, b"three"), b"three")
+    store.put(ONE, b"one")
+    assert (store.usage().blobs, store.usage().blob_bytes) == (3, 13)
+    path = blob_path(tmp_path, ONE)
+    path.chmod(0o644)
+    path.write_bytes(b"damaged")
+    store.count()
+    assert (store.usage().blobs, store.usage().blob_bytes) == (3, 17)
+    store.put(ONE, b"one")
+    assert (store.usage().blobs, store.usage().blob_bytes) == (3, 13)
+
+
+def test_counting_while_blobs_arrive_counts_each_once(
+    store: DiskStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    blobs = {Digest.of(DigestFunction.SHA256, data): data for data in (b"%04d" % i for i in range(300))}
+    some = list(blobs)[:100]
+    for digest in some:
+        store.put(digest, blobs[digest])
+    walking = threading.Event()
+    arrived = threading.Event()
+    scan = os.scandir
+
+    def scan_slowly(path: str) -> AbstractContextManager[Iterator[os.DirEntry[str]]]:
+        # After the first directory, everything else arrives, on both sides of where the walk stands.
+        if walking.is_set():
+            arrived.wait()
+        walking.set()
+        return scan(path)
+
+    monkeypatch.setattr(os, "scandir", scan_slowly)
+    counter = threading.Thread(target=store.count)
+    counter.start()
+    walking.wait()
+    for digest, data in blobs.items():
+        store.put(digest, data)
+    arrived.set()
+    counter.join()
+    assert (store.usage().blobs, store.usage().blob_bytes) == (300, 1200)
