@@ -88,7 +88,6 @@ lk_in = _struct(
 )
 access_in = _struct("fuse_access_in", "uint32_t mask; uint32_t padding;")
 interrupt_in = _struct("fuse_interrupt_in", "uint64_t unique;")
-bmap_in = _struct("fuse_bmap_in", "uint64_t block; uint32_t blocksize; uint32_t padding;")
 ioctl_in = _struct(
     "fuse_ioctl_in",
     "uint64_t fh; uint32_t flags; uint32_t cmd; uint64_t arg; uint32_t in_size; uint32_t out_size;",

@@ -6,7 +6,7 @@ from collections.abc import Callable
 from typing import Any
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from outputd.wire import fuse_request as wire
@@ -46,8 +46,23 @@ def test_any_header_is_read_or_refused(message: bytes) -> None:
 
 
 @pytest.mark.parametrize("decode", DECODERS.values(), ids=DECODERS.keys())
+@settings(max_examples=40)  # thirty decoders share the time of this file
 @given(body=BODIES)
 def test_any_body_is_read_or_refused(decode: Callable[[memoryview, int], Any], body: bytes) -> None:
+    _check(decode, body)
+
+
+@pytest.mark.parametrize("decode", DECODERS.values(), ids=DECODERS.keys())
+@pytest.mark.parametrize("filling", [0, 1, 0x40, 0xFF])
+def test_a_body_of_any_length_is_read_or_refused(
+    decode: Callable[[memoryview, int], Any], filling: int
+) -> None:
+    for length in range(100):
+        _check(decode, bytes((filling,)) * length)
+        _check(decode, bytes((filling,)) * length + b"\0")
+
+
+def _check(decode: Callable[[memoryview, int], Any], body: bytes) -> None:
     message = bytes(IN_HEADER_SIZE) + body
     outcomes = []
     # What lies behind the message, from an earlier and longer one, must not be seen.

@@ -256,9 +256,7 @@ class State:
             _log.error("cannot reserve volume numbers, the next save does it: %s", error)
 
     def _write_reservation(self, connection: sqlite3.Connection) -> None:
-        connection.execute(
-            "INSERT OR REPLACE INTO meta VALUES ('next_number', ?)", (self._reserved_number,)
-        )
+        connection.execute("INSERT OR REPLACE INTO meta VALUES ('next_number', ?)", (self._reserved_number,))
 
     def _commit(self, write: Callable[[sqlite3.Connection], object] | None, durable: bool) -> None:
         """One transaction with everything that is fresh by now and what `write` adds."""

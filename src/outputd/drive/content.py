@@ -11,7 +11,7 @@ import errno
 import logging
 import os
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from typing import Final
 
 from outputd.digest import Digest
@@ -74,7 +74,7 @@ class Content:
         self._fetches: Flights[Digest] = Flights(tasks)
         self._copies: Flights[File] = Flights(tasks)
         # Keys only have to differ from those of private files that an earlier run left behind.
-        self._next_key = time.time_ns()
+        self._next_key = self._first_key = time.time_ns()
 
     def private_path(self, local: Local) -> str:
         """Where the bytes of a local file lie."""
@@ -150,6 +150,21 @@ class Content:
                 os.unlink(self.private_path(file.content))
             except FileNotFoundError:
                 _log.warning("private file %d was gone before it was discarded", file.content.key)
+
+    def sweep(self, keep: Collection[int]) -> int:
+        """Delete what earlier runs left behind, but for the keys in `keep`; returns how many files that were. May run in a thread.
+
+        Raises Unavailable.
+        """
+        swept = 0
+        try:
+            for name in self._disk.list(self._private_dir):
+                if name.isdecimal() and int(name) < self._first_key and int(name) not in keep:
+                    self._disk.unlink(f"{self._private_dir}/{name}")
+                    swept += 1
+        except OSError as error:
+            raise _disk_error(error, self._private_dir) from error
+        return swept
 
     # bytes
 

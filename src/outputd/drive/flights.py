@@ -3,17 +3,21 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 from collections.abc import Awaitable, Callable, Hashable
 from typing import Generic, TypeVar
+
+_log = logging.getLogger(__name__)
 
 K = TypeVar("K", bound=Hashable)
 
 
 class Flights(Generic[K]):
-    """Runs at most one coroutine per key in the given TaskGroup; it is cancelled when its last waiter has left."""
+    """Runs at most one coroutine per key in the given TaskGroup; it is cancelled when its last waiter has left, unless `lasting`."""
 
-    def __init__(self, tasks: asyncio.TaskGroup) -> None:
+    def __init__(self, tasks: asyncio.TaskGroup, *, lasting: bool = False) -> None:
         self._tasks = tasks
+        self._lasting = lasting
         self._flying: dict[K, tuple[asyncio.Future[None], list[int]]] = {}
 
     async def join(self, key: K, start: Callable[[], Awaitable[None]]) -> None:
@@ -30,7 +34,7 @@ class Flights(Generic[K]):
             await asyncio.shield(landed)
         finally:
             waiters[0] -= 1
-            if waiters[0] == 0 and not landed.done():
+            if waiters[0] == 0 and not landed.done() and not self._lasting:
                 self._flying.pop(key, None)
                 landed.cancel()
 
@@ -41,6 +45,8 @@ class Flights(Generic[K]):
             landed.cancel()
             raise
         except Exception as error:  # not swallowed: every waiter raises it
+            if self._flying.get(key, (None, [0]))[1] == [0]:
+                _log.error("%r failed after everybody who waited for it had left", key, exc_info=error)
             if not landed.done():
                 landed.set_exception(error)
                 landed.exception()  # seen: a waiter that left meanwhile must not make it a warning

@@ -12,10 +12,10 @@ from google.protobuf.message import DecodeError
 from outputd._proto import remote_execution_pb2 as reapi
 from outputd.digest import Digest
 from outputd.drive.flights import Flights
-from outputd.errors import Corrupt, Exhausted, Invalid, NotFound, TimedOut
+from outputd.errors import Corrupt, Invalid, NotFound, TimedOut
 from outputd.store.base import BlobStore
 from outputd.tree.expand import Listing, expand
-from outputd.tree.node import NO_RECORD, Directory
+from outputd.tree.node import NO_RECORD, Directory, Node, Volume
 
 _log = logging.getLogger(__name__)
 
@@ -62,7 +62,9 @@ class Loader:
         if message is not None:
             return message
         if digest.size > _MAX_DIRECTORY_BYTES:
-            raise Exhausted(f"Directory {digest} is larger than {_MAX_DIRECTORY_BYTES} bytes")
+            raise Corrupt(
+                f"Directory {digest}: larger than {_MAX_DIRECTORY_BYTES} bytes, which no message may be"
+            )
         message = await self._read(digest, "Directory")
         self._objects.keep_directories({digest: message})
         return message
@@ -70,7 +72,9 @@ class Loader:
     async def resolve_tree(self, tree: Digest) -> Digest:
         """Read a Tree message, keep all its Directory messages, and return the digest of its root. Raises as `load`."""
         if tree.size > self._max_tree_bytes:
-            raise Exhausted(f"Tree {tree} is larger than outputs.max_tree_bytes, {self._max_tree_bytes}")
+            raise Corrupt(
+                f"Tree {tree}: larger than outputs.max_tree_bytes allows, {self._max_tree_bytes} bytes"
+            )
         data = await self._read(tree, "Tree")
         if len(data) >= _THREAD_BYTES:
             root, messages = await asyncio.to_thread(_take_apart, tree, data)
@@ -80,7 +84,26 @@ class Loader:
             self._objects.keep_directories(messages)
         return root
 
+    async def peek(self, directory: Directory) -> Mapping[bytes, Node]:
+        """The entries of a directory without expanding it: those of a collapsed one as nodes that lie in no tree. Raises as `load`."""
+        if directory.children is not None:
+            return directory.children
+        brought = await self._bring(directory)
+        if brought is None:
+            return directory.children or {}
+        aside = Directory(directory.mode, directory.mtime, Volume(0, directory.mtime, writable=False))
+        aside.children = None
+        _expand(aside, *brought)
+        assert aside.children is not None
+        return aside.children
+
     async def _load(self, directory: Directory) -> None:
+        brought = await self._bring(directory)
+        if brought is not None and directory.digest == brought[0]:
+            _expand(directory, *brought)
+
+    async def _bring(self, directory: Directory) -> tuple[Digest, Listing, bytes | None] | None:
+        """What a collapsed directory holds: its digest, listing and attribute record. None if it was expanded meanwhile."""
         if directory.digest is None:
             assert directory.tree is not None
             root = await self.resolve_tree(directory.tree)
@@ -89,7 +112,7 @@ class Loader:
                 directory.record = directory.record or NO_RECORD
         digest = directory.digest
         if digest is None:
-            return  # expanded or replaced while its Tree was on the way
+            return None  # expanded or replaced while its Tree was on the way
         try:
             message = await self.messages(digest)
         except NotFound:
@@ -102,13 +125,7 @@ class Loader:
                     f"Tree {directory.tree}: its root is {root}, but root_directory_digest says {digest}"
                 ) from None
             message = await self.messages(digest)
-        listing = decode_directory(digest, message)
-        record = self._record(directory, digest)
-        if directory.digest == digest:
-            try:
-                expand(directory, listing, record)
-            except Corrupt as error:
-                raise Corrupt(f"Directory {digest}: {error}") from error
+        return digest, decode_directory(digest, message), self._record(directory, digest)
 
     def _record(self, directory: Directory, digest: Digest) -> bytes | None:
         if not directory.record:
@@ -128,6 +145,13 @@ class Loader:
                 return await self._blobs.read(digest)
         except TimeoutError:
             raise TimedOut(f"{what} {digest}: not here after {self._timeout:g} s") from None
+
+
+def _expand(directory: Directory, digest: Digest, listing: Listing, record: bytes | None) -> None:
+    try:
+        expand(directory, listing, record)
+    except Corrupt as error:
+        raise Corrupt(f"Directory {digest}: {error}") from error
 
 
 def decode_directory(digest: Digest, message: bytes) -> Listing:

@@ -5,7 +5,7 @@ A client that gets a result does not run the action, so a blob that is missing t
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Iterable
+from collections.abc import AsyncIterator
 from typing import Final, Protocol
 
 from google.protobuf.message import DecodeError
@@ -69,8 +69,9 @@ class ActionCache:
         if not request.HasField("action_result"):
             raise Invalid("action_result is not set")
         result = request.action_result
-        for field, message in _named_digests(result):
-            parse_digest(message, action.function, f"action_result.{field}")
+        async for named in paced(_named_digests(result)):
+            for field, message in named:
+                parse_digest(message, action.function, f"action_result.{field}")
         data = result.SerializeToString(deterministic=True)
         if len(data) > MESSAGE_LIMIT:
             raise Invalid(f"action_result: {len(data)} bytes cannot be answered; {MESSAGE_LIMIT} is the most")
@@ -81,8 +82,9 @@ class ActionCache:
         self, result: reapi.ActionResult, function: DigestFunction
     ) -> AsyncIterator[Digest]:
         """Every blob that somebody who uses the result may ask for."""
-        for field, message in _named_digests(result):
-            yield parse_digest(message, function, field)
+        async for named in paced(_named_digests(result)):
+            for field, message in named:
+                yield parse_digest(message, function, field)
         for directory in result.output_directories:
             if directory.HasField("tree_digest"):
                 tree = parse_digest(directory.tree_digest, function, "tree_digest")
@@ -118,18 +120,21 @@ def _action(instance: str, message: reapi.Digest, function: int) -> Digest:
     return parse_digest(message, request_function(function, [message]), "action_digest")
 
 
-def _named_digests(result: reapi.ActionResult) -> Iterable[tuple[str, reapi.Digest]]:
-    for index, file in enumerate(result.output_files):
-        yield f"output_files[{index}].digest", file.digest
+def _named_digests(result: reapi.ActionResult) -> list[tuple[str, reapi.Digest]]:
+    """The digests in the result itself, each with the name of its field."""
+    named = [(f"output_files[{index}].digest", file.digest) for index, file in enumerate(result.output_files)]
     for index, directory in enumerate(result.output_directories):
         if directory.HasField("root_directory_digest"):
-            yield f"output_directories[{index}].root_directory_digest", directory.root_directory_digest
+            named.append(
+                (f"output_directories[{index}].root_directory_digest", directory.root_directory_digest)
+            )
         if directory.HasField("tree_digest") or not directory.HasField("root_directory_digest"):
-            yield f"output_directories[{index}].tree_digest", directory.tree_digest
+            named.append((f"output_directories[{index}].tree_digest", directory.tree_digest))
     if result.HasField("stdout_digest"):
-        yield "stdout_digest", result.stdout_digest
+        named.append(("stdout_digest", result.stdout_digest))
     if result.HasField("stderr_digest"):
-        yield "stderr_digest", result.stderr_digest
+        named.append(("stderr_digest", result.stderr_digest))
+    return named
 
 
 async def _files(directory: reapi.Directory, place: Digest) -> AsyncIterator[Digest]:

@@ -13,7 +13,16 @@ from typing import Final
 
 from outputd._proto import bytestream_pb2 as bytestream
 from outputd.digest import Digest, empty_digest
-from outputd.errors import Corrupt, Exhausted, Invalid, NotFound, Precondition, Unavailable, Unsupported
+from outputd.errors import (
+    Corrupt,
+    Exhausted,
+    Invalid,
+    NotFound,
+    Precondition,
+    TimedOut,
+    Unavailable,
+    Unsupported,
+)
 from outputd.rpc.edge import Context, OutOfRange
 from outputd.rpc.limits import PIECE
 from outputd.rpc.resource_name import parse_blob_name, parse_upload_name
@@ -131,6 +140,8 @@ class ByteStream:
         request: bytestream.WriteRequest | None = first
         try:
             while request is not None:
+                if not await upload.room():
+                    return
                 if upload.feeder is not feeder:
                     raise Precondition(
                         f"resource_name {first.resource_name!r}: another call continues this upload"
@@ -142,18 +153,27 @@ class ByteStream:
                 _check_offset(request.write_offset, upload.received)
                 if upload.received + len(request.data) > digest.size:
                     raise Invalid(f"more than the {digest.size} bytes that resource_name tells")
-                if request.data and not await upload.push(request.data):
-                    return
+                if request.data:
+                    upload.push(request.data)
                 if request.finish_write:
                     if upload.received != digest.size:
                         raise Invalid(f"finish_write after {upload.received} bytes; expected {digest.size}")
                     await upload.finish()
                     return
-                request = await anext(rest, None)
+                request = await self._next(rest, upload)
         finally:
             if upload.feeder is feeder:
                 upload.feeder = None
         raise Invalid(f"the stream of requests ended after {upload.received} bytes without finish_write")
+
+    async def _next(
+        self, rest: AsyncIterator[bytestream.WriteRequest], upload: Upload
+    ) -> bytestream.WriteRequest | None:
+        try:
+            async with asyncio.timeout(self._patience):
+                return await anext(rest, None)
+        except TimeoutError as error:
+            raise TimedOut(f"nothing came for {self._patience:g} s after {upload.received} bytes") from error
 
     def _upload(self, resource_name: str, digest: Digest, offset: int) -> Upload:
         """The upload that continues at `offset`, or a new one if that is 0."""

@@ -6,7 +6,7 @@ Blobs are found by digest alone: every well-formed instance name sees the same s
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Iterable
+from collections.abc import AsyncIterator, Collection, Iterable
 from typing import Final
 
 from outputd._proto import remote_execution_pb2 as reapi
@@ -22,8 +22,8 @@ from outputd.rpc.resource_name import check_instance_name
 from outputd.rpc.services import gives_bytes
 from outputd.store.base import BlobStore
 
-# Writes of one batch under way at once: enough to hide the remote's round trip.
-_WRITES: Final = 16
+# Blobs of one batch on their way at once: enough to hide the remote's round trip.
+_WRITERS: Final = 16
 # Hex digits of the longest hash, SHA512.
 _HASH_LIMIT: Final = 128
 
@@ -63,25 +63,24 @@ class ContentAddressableStorage:
         self, request: reapi.BatchUpdateBlobsRequest, _context: Context
     ) -> reapi.BatchUpdateBlobsResponse:
         check_instance_name(request.instance_name)
-        _check_batch("requests", len(request.requests), sum(len(item.data) for item in request.requests))
+        _check_batch("requests", [len(item.data) for item in request.requests])
         if not request.requests:
             return reapi.BatchUpdateBlobsResponse()
         function = request_function(request.digest_function, (item.digest for item in request.requests))
         reply = reapi.BatchUpdateBlobsResponse()
-        for item in request.requests:
-            reply.responses.add(digest=_echo(item.digest))
-        room = asyncio.Semaphore(_WRITES)
+        items = iter(request.requests)
 
-        async def keep(item: reapi.BatchUpdateBlobsRequest.Request, status: status_pb2.Status) -> None:
-            async with room:
+        async def keep_some() -> None:
+            for item in items:
+                response = reply.responses.add(digest=_echo(item.digest))
                 try:
                     await self._keep(item, function)
                 except OutputdError as error:
-                    status.CopyFrom(item_status(error, "BatchUpdateBlobs"))
+                    response.status.CopyFrom(item_status(error, "BatchUpdateBlobs"))
 
-        async with asyncio.TaskGroup() as writes:
-            for item, response in zip(request.requests, reply.responses, strict=True):
-                writes.create_task(keep(item, response.status))
+        async with asyncio.TaskGroup() as writers:
+            for _ in range(min(_WRITERS, len(request.requests))):
+                writers.create_task(keep_some())
         _fit(reply, (response.status for response in reply.responses))
         return reply
 
@@ -89,20 +88,19 @@ class ContentAddressableStorage:
         self, request: reapi.BatchReadBlobsRequest, _context: Context
     ) -> reapi.BatchReadBlobsResponse:
         check_instance_name(request.instance_name)
-        _check_batch(
-            "digests", len(request.digests), sum(max(0, item.size_bytes) for item in request.digests)
-        )
+        _check_batch("digests", [max(0, digest.size_bytes) for digest in request.digests])
         if not request.digests:
             return reapi.BatchReadBlobsResponse()
         function = request_function(request.digest_function, request.digests)
         reply = reapi.BatchReadBlobsResponse()
         wanted: list[tuple[Digest, reapi.BatchReadBlobsResponse.Response]] = []
-        for message in request.digests:
-            response = reply.responses.add(digest=_echo(message))
-            try:
-                wanted.append((parse_digest(message, function, "digest"), response))
-            except Invalid as error:
-                response.status.CopyFrom(item_status(error, "BatchReadBlobs"))
+        async for messages in paced(request.digests):
+            for message in messages:
+                response = reply.responses.add(digest=_echo(message))
+                try:
+                    wanted.append((parse_digest(message, function, "digest"), response))
+                except Invalid as error:
+                    response.status.CopyFrom(item_status(error, "BatchReadBlobs"))
         failures = await self._store.fetch_many({digest for digest, _ in wanted})
         room = MESSAGE_LIMIT - ITEM_OVERHEAD * len(reply.responses)
         async for some in paced(wanted):
@@ -157,11 +155,11 @@ async def _whole(data: bytes) -> AsyncIterator[bytes]:
     yield data
 
 
-def _check_batch(field: str, items: int, size: int) -> None:
-    if size > BATCH_LIMIT:
-        raise Invalid(f"{field}: {size} bytes of blobs; max_batch_total_size_bytes is {BATCH_LIMIT}")
-    if items > ITEM_LIMIT:
-        raise Invalid(f"{field}: {items} blobs; expected {ITEM_LIMIT} at most in one batch")
+def _check_batch(field: str, sizes: Collection[int]) -> None:
+    if len(sizes) > ITEM_LIMIT:
+        raise Invalid(f"{field}: {len(sizes)} blobs; expected {ITEM_LIMIT} at most in one batch")
+    if sum(sizes) > BATCH_LIMIT:
+        raise Invalid(f"{field}: {sum(sizes)} bytes of blobs; max_batch_total_size_bytes is {BATCH_LIMIT}")
 
 
 def _echo(digest: reapi.Digest) -> reapi.Digest:

@@ -5,7 +5,7 @@ For our own command line and for tests. (What talks to a remote CAS lives in the
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncGenerator, AsyncIterator, Mapping
 from typing import Final, TypeVar
 
 import grpc
@@ -59,15 +59,18 @@ class Stub:
 
     async def stream(
         self, method: str, request: Message, reply: type[Reply], *, timeout: float
-    ) -> AsyncIterator[Reply]:
+    ) -> AsyncGenerator[Reply, None]:
         """One request, many replies."""
         path = self._path(method, reply)
         invoke = self._channel.unary_stream(path, type(request).SerializeToString, reply.FromString)
+        answers = invoke(request, timeout=timeout)
         try:
-            async for answer in invoke(request, timeout=timeout):
+            async for answer in answers:
                 yield answer
         except grpc.aio.AioRpcError as error:
             raise _error(path, error) from error
+        finally:
+            answers.cancel()  # for who stops listening; does nothing to a call that has ended
 
     async def send(
         self, method: str, requests: AsyncIterator[Message], reply: type[Reply], *, timeout: float

@@ -29,6 +29,9 @@ SERVER_OPTIONS: Final = (
     ("grpc.max_send_message_length", -1),
     # Two daemons on one TCP port would share its clients at random; the second is to fail instead.
     ("grpc.so_reuseport", 0),
+    # A client that vanished without a word is noticed, and what its calls hold is let go.
+    ("grpc.keepalive_time_ms", 60_000),
+    ("grpc.keepalive_timeout_ms", 20_000),
     # Clients may ask for a sign of life every ten seconds, calls running or not, without being thrown out for it.
     ("grpc.keepalive_permit_without_calls", 1),
     ("grpc.http2.min_ping_interval_without_data_ms", 10_000),

@@ -31,7 +31,8 @@ class Upload:
         self.feeder: object | None = None
         """The call that feeds it now; None while nobody does."""
         self._patience = patience
-        self._pieces: asyncio.Queue[bytes | None] = asyncio.Queue(_WAITING)
+        self._pieces: asyncio.Queue[bytes | None] = asyncio.Queue()
+        self._taken = asyncio.Event()
         self._ended = asyncio.Event()
         self._error: Exception | None = Unavailable("this upload was begun anew, or given up; begin it again")
 
@@ -44,21 +45,27 @@ class Upload:
     def end(self) -> None:
         """To be called when `run` is over, or was cancelled before it began: nobody takes pieces any more."""
         self._ended.set()
-        while not self._pieces.empty():
-            self._pieces.get_nowait()  # lets the feeder go that waits for room
+        self._taken.set()
 
-    async def push(self, piece: bytes) -> bool:
-        """Hand over the next bytes. False when the store has the blob already, without them. Raises what stopped it."""
-        if not self._ended.is_set():
-            await self._pieces.put(piece)
-            self.received += len(piece)
+    async def room(self) -> bool:
+        """Wait until a piece may be pushed. False when the store has the blob already; raises what stopped it.
+
+        Another call may have come and pushed in the meantime: look at `feeder` and `received` again.
+        """
+        while not self._ended.is_set() and self._pieces.qsize() >= _WAITING:
+            self._taken.clear()
+            await self._taken.wait()
         return not self._complete()
+
+    def push(self, piece: bytes) -> None:
+        """The next bytes. Never waits, so that what is counted is never lost with a call that breaks."""
+        self._pieces.put_nowait(piece)
+        self.received += len(piece)
 
     async def finish(self) -> None:
         """There are no more pieces; return when the store has the blob. Raises what stopped it."""
-        if not self._ended.is_set():
-            await self._pieces.put(None)
-            await self._ended.wait()
+        self._pieces.put_nowait(None)
+        await self._ended.wait()
         self._complete()
 
     def _complete(self) -> bool:
@@ -75,6 +82,7 @@ class Upload:
                 raise TimedOut(
                     f"upload of {self.digest}: nothing came for {self._patience:g} s after {self.received} bytes"
                 ) from error
+            self._taken.set()
             if piece is None:
                 return
             yield piece

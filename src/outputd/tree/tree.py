@@ -251,6 +251,14 @@ class Tree:
         if directory.lookups:
             self._mark_stale(directory, name, old)
 
+    def withdraw(self, directory: Directory, name: bytes, now: int) -> None:
+        """Take away what stands at a name, if anything does. Notes what the kernel may remember wrongly."""
+        node = self.lookup(directory, name)
+        if node is not None:
+            self._leave(directory, name, now)
+            self._unname(node, directory, name, now)
+            self._mark_stale(directory, name, node)
+
     def descend(self, directory: Directory, name: bytes, now: int) -> Directory:
         """The subdirectory `name`, made when absent; anything else that stands there is replaced (protocols: creating walk)."""
         node = self.lookup(directory, name)
@@ -287,8 +295,8 @@ class Tree:
 
     def outdate_attributes(self, node: Node) -> None:
         """To be called after an attribute (mode, owner, times, xattr) was set: records that hold it are outdated."""
-        if isinstance(node, Directory) and node.parent is None:
-            self.outdate_record(node)
+        if isinstance(node, Directory) and node.volume.root is node:
+            node.volume.changes += 1  # no record of the volume holds it, but its saved state does
         self._outdate_holders(node, digests=False)
 
     def outdate_digest(self, directory: Directory) -> None:

@@ -28,7 +28,7 @@ _CREATE_REPLY: Final = Struct("=IiQQQ24s88sQIi").pack
 _ATTR_REPLY: Final = Struct("=IiQ16s88s").pack
 _OPEN_REPLY: Final = Struct("=IiQQIi").pack  # fh open_flags backing_id
 _SIZE_REPLY: Final = Struct("=IiQI4x").pack  # fuse_write_out, fuse_getxattr_out, fuse_poll_out
-_OFFSET_REPLY: Final = Struct("=IiQQ").pack  # fuse_lseek_out, fuse_bmap_out, fuse_copy_file_range_out
+_OFFSET_REPLY: Final = Struct("=IiQQ").pack  # fuse_lseek_out, fuse_copy_file_range_out
 _STATFS_REPLY: Final = Struct("=IiQQQQQQIII4x24x").pack
 _LOCK_REPLY: Final = Struct("=IiQQQII").pack
 _IOCTL_REPLY: Final = Struct("=IiQiI8x").pack

@@ -51,7 +51,6 @@ _FALLOCATE_IN: Final = Struct("=QQQI4x").unpack_from
 _LSEEK_IN: Final = Struct("=QqI4x").unpack_from
 _COPY_FILE_RANGE_IN: Final = Struct("=QQQQQQQ").unpack_from
 _STATX_IN: Final = Struct("=I4xQII").unpack_from
-_BMAP_IN: Final = Struct("=QI4x").unpack_from
 
 
 def _short(what: str, end: int, least: int) -> MalformedRequest:
@@ -300,13 +299,6 @@ def decode_interrupt(buffer: Buffer, end: int) -> int:
         raise _short("fuse_interrupt_in", end, _BODY + 8)
     unique: int = _U64(buffer, _BODY)[0]
     return unique
-
-
-def decode_bmap(buffer: Buffer, end: int) -> tuple[int, int]:
-    """Return `(block, blocksize)`."""
-    if end < _BODY + 16:
-        raise _short("fuse_bmap_in", end, _BODY + 16)
-    return _BMAP_IN(buffer, _BODY)
 
 
 def decode_ioctl(buffer: Buffer, end: int) -> tuple[int, int, int, int, int, bytes]:

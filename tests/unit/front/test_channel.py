@@ -11,6 +11,7 @@ from collections.abc import Callable
 import pytest
 
 from outputd.errors import Precondition, TimedOut, Unavailable, Unsupported
+from outputd.front.fuse import channel as channel_module
 from outputd.front.fuse.channel import Channel, Notifier
 from outputd.wire.fuse_abi import Opcode
 from outputd.wire.fuse_reply import (
@@ -115,12 +116,78 @@ def test_the_loop_gets_its_turn_after_32_requests() -> None:
     asyncio.run(main())
 
 
+class Reads:
+    """Counts os.readv() and makes chosen calls find nothing."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch, *empty: int) -> None:
+        self.count = 0
+        self._empty = empty
+        self._real = os.readv
+        monkeypatch.setattr(os, "readv", self._readv)
+
+    def _readv(self, fd: int, vector: list[memoryview]) -> int:
+        self.count += 1
+        if self.count in self._empty:
+            raise BlockingIOError
+        return self._real(fd, vector)
+
+
+def test_the_next_request_is_looked_for_before_the_loop_sleeps(monkeypatch: pytest.MonkeyPatch) -> None:
+    async def main() -> None:
+        with FakeKernel() as kernel:
+            loop = asyncio.get_running_loop()
+            channel = Channel(kernel.device())
+            served: list[int] = []
+            at_its_turn: list[int] = []
+            second = asyncio.Event()
+
+            def on_request(_buffer: memoryview, length: int) -> None:
+                served.append(length)
+                loop.call_soon(lambda: at_its_turn.append(len(served)))
+                if len(served) == 2:
+                    second.set()
+
+            monkeypatch.setattr(channel_module, "_SPIN", 0.05)
+            Reads(monkeypatch, 2, 3)
+            kernel.ask(fake_kernel.request(Opcode.STATFS))
+            kernel.ask(fake_kernel.request(Opcode.DESTROY))
+            channel.attach(loop, on_request, lambda _cause: None)
+            await asyncio.wait_for(second.wait(), DEADLINE)
+            assert at_its_turn[0] == 2
+            channel.close()
+
+    asyncio.run(main())
+
+
+def test_looking_in_vain_is_given_up(monkeypatch: pytest.MonkeyPatch) -> None:
+    async def main() -> None:
+        with FakeKernel() as kernel:
+            channel = Channel(kernel.device())
+            # Long enough for a second look even when this machine is busy.
+            monkeypatch.setattr(channel_module, "_SPIN", 0.01)
+            reads = Reads(monkeypatch)
+            counts = []
+            for _ in range(8):
+                kernel.ask(fake_kernel.request(Opcode.STATFS))
+                before = reads.count
+                served = Served(channel)
+                await served.come()
+                counts.append(reads.count - before)
+                channel.detach()
+            # The message, then nothing: that is two. More is looking on.
+            assert all(count > 2 for count in counts[:4])
+            assert counts[4:] == [2] * 4
+            channel.close()
+
+    asyncio.run(main())
+
+
 def test_replies_reach_the_kernel_in_one_message() -> None:
     async def main() -> None:
         with FakeKernel() as kernel:
             channel = Channel(kernel.device())
-            channel.reply(error_reply(5, errno.EACCES))
-            channel.reply_parts([data_header(6, 8), b"four", memoryview(b"more")])
+            assert channel.reply(error_reply(5, errno.EACCES))
+            assert channel.reply_parts([data_header(6, 8), b"four", memoryview(b"more")])
             header, body = kernel.answer()
             assert (header.unique, header.error, body) == (5, -errno.EACCES, b"")
             header, body = kernel.answer()
@@ -233,8 +300,8 @@ def test_a_reply_nobody_waits_for_is_dropped(monkeypatch: pytest.MonkeyPatch) ->
         channel = Channel(kernel.device())
         _fail(monkeypatch, "write", errno.ENOENT)
         _fail(monkeypatch, "writev", errno.ENOENT)
-        channel.reply(empty_reply(1))
-        channel.reply_parts([data_header(1, 1), b"x"])
+        assert not channel.reply(empty_reply(1))
+        assert not channel.reply_parts([data_header(1, 1), b"x"])
         channel.close()
 
 
@@ -254,8 +321,8 @@ def test_a_late_reply_never_reaches_another_file() -> None:
         channel.close()
         channel.close()
         taken = os.dup2(other.device(), number)
-        channel.reply(empty_reply(1))
-        channel.reply_parts([empty_reply(2)])
+        assert not channel.reply(empty_reply(1))
+        assert not channel.reply_parts([empty_reply(2)])
         os.write(taken, empty_reply(3))
         assert other.answer()[0].unique == 3
         os.close(taken)

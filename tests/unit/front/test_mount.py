@@ -55,7 +55,21 @@ def test_mount_points_need_not_be_utf_8() -> None:
     assert os.fsencode(entry.mount_point) == b"/m/\xff"
 
 
-@pytest.mark.parametrize("line", [b"36 27 0:39 / /m rw tmpfs none rw", b"36 27 - tmpfs none rw", b"nonsense"])
+def test_only_a_newline_ends_a_line() -> None:
+    (entry,) = parse_mountinfo(b"36 27 0:39 / /m\rm rw - tmpfs none rw\n")
+    assert entry.mount_point == "/m\rm"
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        b"36 27 0:39 / /m rw tmpfs none rw",
+        b"36 27 - tmpfs none rw",
+        b"36 27 nine / /m rw - tmpfs none rw",
+        b"36 27 0:39 / /m rw - tmpfs",
+        b"nonsense",
+    ],
+)
 def test_a_line_that_is_none_is_told(line: bytes) -> None:
     with pytest.raises(Unsupported, match="mountinfo"):
         parse_mountinfo(line)
@@ -265,6 +279,24 @@ def test_a_mount_that_is_gone_is_no_error(monkeypatch: pytest.MonkeyPatch) -> No
     place.entry = None
     assert unmount(MINE) is Unmounted.GONE
     assert place.attempts == []
+
+
+def test_a_mount_that_goes_while_we_try_is_no_error(monkeypatch: pytest.MonkeyPatch) -> None:
+    place = Place(monkeypatch, None)
+
+    def take_off(path: str, *, by_us: bool, lazy: bool) -> None:
+        place.entry = None
+        raise Unavailable("/m: umount2(2) failed: Invalid argument")
+
+    monkeypatch.setattr(module, "_take_off", take_off)
+    assert unmount(MINE) is Unmounted.GONE
+
+
+def test_what_the_thread_meets_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    Place(monkeypatch, OSError(errno.EMFILE, "Too many open files"))
+    with pytest.raises(Unavailable, match=r"/m: .*Too many open files") as raised:
+        unmount(MINE)
+    assert isinstance(raised.value.__cause__, OSError)
 
 
 @pytest.mark.parametrize(("fstype", "connection"), [("tmpfs", 7), (FSTYPE, 8)])

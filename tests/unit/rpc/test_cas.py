@@ -35,7 +35,9 @@ def with_cas(store: FakeStore, use: Callable[[Stub], Awaitable[None]]) -> None:
     uvloop.run(main())
 
 
-async def find(stub: Stub, *digests: reapi.Digest, function: int = 0, instance: str = "") -> list[reapi.Digest]:
+async def find(
+    stub: Stub, *digests: reapi.Digest, function: int = 0, instance: str = ""
+) -> list[reapi.Digest]:
     request = reapi.FindMissingBlobsRequest(
         instance_name=instance,
         blob_digests=digests,
@@ -45,7 +47,9 @@ async def find(stub: Stub, *digests: reapi.Digest, function: int = 0, instance: 
     return list(reply.missing_blob_digests)
 
 
-async def update(stub: Stub, *items: tuple[reapi.Digest, bytes]) -> list[reapi.BatchUpdateBlobsResponse.Response]:
+async def update(
+    stub: Stub, *items: tuple[reapi.Digest, bytes]
+) -> list[reapi.BatchUpdateBlobsResponse.Response]:
     request = reapi.BatchUpdateBlobsRequest()
     for digest, data in items:
         request.requests.add(digest=digest, data=data)
@@ -95,10 +99,10 @@ def test_find_missing_refuses_what_is_no_digest_by_its_place_in_the_request() ->
 
 def test_find_missing_never_says_that_a_blob_is_here_because_an_answer_got_long() -> None:
     async def use(stub: Stub) -> None:
-        many = [reapi.Digest(hash=f"{number:064x}", size_bytes=1) for number in range(60_000)]
+        many = [reapi.Digest(hash=f"{number:0128x}", size_bytes=1) for number in range(32_000)]
         with pytest.raises(Invalid, match="ask for fewer"):
             await find(stub, *many)
-        assert len(await find(stub, *many[:50_000])) == 50_000
+        assert len(await find(stub, *many[:30_500])) == 30_500
 
     with_cas(FakeStore(), use)
 
@@ -119,7 +123,13 @@ def test_updates_are_verified_one_by_one() -> None:
         full = absent(b"full")
         odd = reapi.Digest(hash="XYZ" * 1000, size_bytes=3)
         replies = await update(
-            stub, (wrong, b"WRONG"), (good, b"good"), (short, b"sho"), (odd, b"odd"), (full, b"full"), (good, b"good")
+            stub,
+            (wrong, b"WRONG"),
+            (good, b"good"),
+            (short, b"sho"),
+            (odd, b"odd"),
+            (full, b"full"),
+            (good, b"good"),
         )
         assert [reply.status.code for reply in replies] == [
             code(grpc.StatusCode.INVALID_ARGUMENT),
@@ -262,7 +272,8 @@ def test_directories_travel_byte_for_byte() -> None:
     async def use(stub: Stub) -> None:
         raw = stub._channel.unary_stream(f"/{CAS.full_name}/GetTree", None, None)
         request = reapi.GetTreeRequest(root_digest=digest_message(root))
-        page: bytes = await raw(request.SerializeToString(), timeout=10).read()
+        page = await raw(request.SerializeToString(), timeout=10).read()
+        assert isinstance(page, bytes)
         assert store.blobs[root] in page
         assert store.blobs[child] in page
 
@@ -291,8 +302,7 @@ def test_pages_go_on_behind_any_token() -> None:
 def test_large_directories_are_spread_over_pages_of_bytes() -> None:
     async def use(stub: Stub) -> None:
         pages = await tree(stub, root)
-        assert len(pages) == 4
-        assert sum(len(page.directories) for page in pages) == 4
+        assert [len(page.directories) for page in pages] == [2, 1, 1]
 
     store = FakeStore()
     big = [leaf(store, str(number) * 700_000) for number in range(3)]
@@ -328,7 +338,12 @@ def tree_faults() -> list[tuple[str, Callable[[FakeStore], Digest], type[Outputd
     return [
         ("absent root", lambda store: Digest.of(SHA256, b"gone"), NotFound, "nowhere"),
         ("no directory", lambda store: store.add(b"\xff\xff"), Corrupt, "no Directory"),
-        ("no directory below", lambda store: directory(store, store.add(b"\xff\xff")), Corrupt, "no Directory"),
+        (
+            "no directory below",
+            lambda store: directory(store, store.add(b"\xff\xff")),
+            Corrupt,
+            "no Directory",
+        ),
         ("malformed child", lies, Corrupt, "entry 'odd'"),
         ("too large", too_large, Exhausted, "larger than"),
         ("unreachable", unreachable, Unavailable, "remote gone"),

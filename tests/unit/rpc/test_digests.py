@@ -47,7 +47,7 @@ def test_other_lengths_tell_nothing(length: int) -> None:
 
 @pytest.mark.parametrize("value", [reapi.DigestFunction.VSO, reapi.DigestFunction.GITSHA1, 77, -1])
 def test_functions_we_do_not_offer_are_named_with_those_we_do(value: int) -> None:
-    with pytest.raises(Invalid, match="digest_function .*SHA256"):
+    with pytest.raises(Invalid, match=r"digest_function .*SHA256"):
         told_function(value)
 
 

@@ -14,11 +14,15 @@ from outputd.rpc import edge
 
 def all_errors() -> list[type[errors.OutputdError]]:
     found = [kind for _, kind in inspect.getmembers(errors, inspect.isclass)]
-    return [kind for kind in found if issubclass(kind, errors.OutputdError) and kind is not errors.OutputdError]
+    return [
+        kind for kind in found if issubclass(kind, errors.OutputdError) and kind is not errors.OutputdError
+    ]
 
 
 @pytest.mark.parametrize("kind", all_errors())
-def test_every_error_has_a_code_of_its_own_that_no_client_takes_for_our_fault(kind: type[errors.OutputdError]) -> None:
+def test_every_error_has_a_code_of_its_own_that_no_client_takes_for_our_fault(
+    kind: type[errors.OutputdError],
+) -> None:
     assert kind in edge.CODES
     code, text = edge.verdict(kind("path 'a': say why"), "M")
     assert code not in (grpc.StatusCode.UNKNOWN, grpc.StatusCode.INTERNAL, grpc.StatusCode.OK)
@@ -49,7 +53,9 @@ def test_a_fault_of_ours_is_internal_and_the_log_has_its_traceback(caplog: pytes
     assert "Some.Method" in record.getMessage()
 
 
-def test_the_root_of_our_errors_says_too_little_to_be_more_than_a_fault(caplog: pytest.LogCaptureFixture) -> None:
+def test_the_root_of_our_errors_says_too_little_to_be_more_than_a_fault(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
     assert edge.verdict(errors.OutputdError("x"), "M")[0] is grpc.StatusCode.INTERNAL
     assert len(caplog.records) == 1
 

@@ -29,7 +29,9 @@ def test_others_run_between_slices_and_nothing_is_lost() -> None:
 
 
 def test_no_items_no_slices() -> None:
+    nothing: list[int] = []
+
     async def main() -> None:
-        assert [some async for some in paced([])] == []
+        assert [some async for some in paced(nothing)] == []
 
     asyncio.run(main())

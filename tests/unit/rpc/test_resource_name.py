@@ -106,7 +106,14 @@ def test_names_that_are_refused(text: str, says: str) -> None:
 
 
 def test_names_of_uploads_that_are_refused() -> None:
-    for text in ("", f"blobs/{HASH}/12", "uploads", "uploads/u", f"uploads//blobs/{HASH}/12", f"uploads/u/{HASH}/12"):
+    for text in (
+        "",
+        f"blobs/{HASH}/12",
+        "uploads",
+        "uploads/u",
+        f"uploads//blobs/{HASH}/12",
+        f"uploads/u/{HASH}/12",
+    ):
         with pytest.raises(Invalid, match="expected"):
             parse_upload_name(text)
 

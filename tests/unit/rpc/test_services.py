@@ -107,14 +107,18 @@ def test_undecodable_requests_are_invalid_arguments_in_every_kind_of_call(kind: 
             if kind == "unary_unary":
                 await channel.unary_unary("/grpc.health.v1.Health/Check", None, None)(b"\xff", timeout=10)
             elif kind == "unary_stream":
-                await channel.unary_stream("/google.bytestream.ByteStream/Read", None, None)(b"\xff", timeout=10).read()
+                await channel.unary_stream("/google.bytestream.ByteStream/Read", None, None)(
+                    b"\xff", timeout=10
+                ).read()
             else:
 
                 async def requests() -> AsyncIterator[bytes]:
                     yield b"\x52\x03one"
                     yield b"\xff"
 
-                await channel.stream_unary("/google.bytestream.ByteStream/Write", None, None)(requests(), timeout=10)
+                await channel.stream_unary("/google.bytestream.ByteStream/Write", None, None)(
+                    requests(), timeout=10
+                )
 
     with pytest.raises(grpc.aio.AioRpcError) as caught:
         uvloop.run(main())
@@ -122,7 +126,9 @@ def test_undecodable_requests_are_invalid_arguments_in_every_kind_of_call(kind: 
 
 
 class Well:
-    async def check(self, _request: health.HealthCheckRequest, _context: Context) -> health.HealthCheckResponse:
+    async def check(
+        self, _request: health.HealthCheckRequest, _context: Context
+    ) -> health.HealthCheckResponse:
         return health.HealthCheckResponse()
 
     async def watch(

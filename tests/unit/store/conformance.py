@@ -41,7 +41,10 @@ def content(fd: int | None) -> bytes:
 def absent(store: LocalStore, digest: Digest) -> bool:
     """Whether every way of asking says so."""
     here = store.has(digest)
-    assert (store.open(digest) is not None) is here
+    fd = store.open(digest)
+    assert (fd is not None) is here
+    if fd is not None:
+        os.close(fd)
     assert (store.read(digest) is not None) is here
     assert (store.missing([digest]) == set()) is here
     return not here

@@ -75,12 +75,11 @@ class FakeRemote:
         self.capabilities.low_api_version.major = 2
         self.capabilities.high_api_version.major = 2
         self.capabilities.high_api_version.minor = 12
-        self.capabilities.cache_capabilities.digest_functions.append(
-            reapi.DigestFunction.Value.Value("SHA256")
-        )
+        self.offer(DigestFunction.SHA256)
         self.committed_size: int | None = None
         """What a Write claims to have kept, in place of the truth."""
         self._server: grpc.aio.Server | None = None
+        self._called = asyncio.Condition()
 
     async def __aenter__(self) -> Self:
         await self.start()
@@ -123,11 +122,26 @@ class FakeRemote:
         self.blobs[digest] = data
         return digest
 
+    def offer(self, *functions: DigestFunction) -> None:
+        for function in functions:
+            number = reapi.DigestFunction.Value.Value(function.name)
+            self.capabilities.cache_capabilities.digest_functions.append(number)
+
+    def limit_batches(self, size: int) -> None:
+        self.capabilities.cache_capabilities.max_batch_total_size_bytes = size
+
+    async def called(self, method: str, times: int = 1) -> None:
+        """Return when the method was called so often."""
+        async with self._called:
+            await self._called.wait_for(lambda: self.calls.count(method) >= times)
+
     def fail(self, method: str, *faults: Fault) -> None:
         self.faults[method].extend(faults)
 
     async def _begin(self, method: str, context: Context) -> Fault:
-        self.calls.append(method)
+        async with self._called:
+            self.calls.append(method)
+            self._called.notify_all()
         self.metadata = dict(context.invocation_metadata())
         fault = self.faults[method].popleft() if self.faults[method] else Fault()
         if fault.hang:

@@ -276,11 +276,21 @@ def test_directory_records_are_padded_to_eight_bytes(length: int) -> None:
     plain = wire.dirent(11, 30, name, stat.S_IFDIR | 0o755)
     assert _fields(kernel.dirent.from_buffer_copy(plain)) == head
     assert plain[24:] == name + padding
+    assert len(plain) == wire.dirent_size(length)
 
     plus = wire.direntplus(3, 4, VALIDITY, ATTR, 11, 30, name, stat.S_IFDIR | 0o755)
     assert _fields(kernel.direntplus.from_buffer_copy(plus)) == {"entry_out": ENTRY_FIELDS, "dirent": head}
     assert plus[152:] == name + padding
     assert len(plus) == wire.direntplus_size(length)
+
+
+@pytest.mark.parametrize("name", [b"f", b"libexec.so"])
+@pytest.mark.parametrize(("size", "blocks"), [(0, 0), (1, 1), (512, 1), (1_000_000, 1954)])
+def test_the_quick_record_of_a_blob_is_that_of_any_file(name: bytes, size: int, blocks: int) -> None:
+    mode, time = stat.S_IFREG | 0o555, 7 * SECOND + 8
+    attributes = wire.attr(11, size, blocks, time, time, time, mode, 1, 19, 20, 0, 4096)
+    quick = wire.direntplus_of_blob(11, 30, name, VALIDITY, size, 7, 8, mode, 19, 20)
+    assert quick == wire.direntplus(11, 0, VALIDITY, attributes, 11, 30, name, mode)
 
 
 def test_notifications_have_no_unique_and_their_code_as_error() -> None:

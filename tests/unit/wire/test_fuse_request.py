@@ -92,7 +92,6 @@ REQUESTS: list[tuple[Callable[..., Any], tuple[Any, ...], Any]] = [
         (1, 2, 3, 4, 5, 6, 7),
     ),
     (wire.decode_interrupt, (kernel.interrupt_in(9),), 9),
-    (wire.decode_bmap, (kernel.bmap_in(1, 512, 0),), (1, 512)),
     (wire.decode_ioctl, (kernel.ioctl_in(1, 2, 3, 4, 5, 6), b"bytes"), (1, 2, 3, 4, 6, b"bytes")),
     (wire.decode_poll, (kernel.poll_in(1, 2, 3, 4),), (1, 2, 3, 4)),
     (wire.decode_fallocate, (kernel.fallocate_in(1, 2, 3, 4, 0),), (1, 2, 3, 4)),
@@ -131,9 +130,17 @@ def test_setxattr_takes_an_empty_value() -> None:
     assert _decode(wire.decode_setxattr, message, False) == (b"user.n", b"", 0, 0)
 
 
-@pytest.mark.parametrize("body", [b"", b"\x01\0\0\0", b"\x09\0\0\0\0\0\0\0user.n\0", bytes(8) + b"user.n"])
-def test_setxattr_that_does_not_add_up_is_malformed(body: bytes) -> None:
-    with pytest.raises(MalformedRequest):
+@pytest.mark.parametrize(
+    ("body", "text"),
+    [
+        (b"\x01\0\0\0", "at least 48"),
+        (bytes(kernel.compat_setxattr_in(9, 0)) + b"user.n\0", "size: 9, but 7"),
+        (bytes(kernel.compat_setxattr_in(0, 0)) + b"user.n", "no NUL"),
+        (bytes(kernel.compat_setxattr_in(7, 0)) + b"user.n\0", "name: nothing"),
+    ],
+)
+def test_setxattr_that_does_not_add_up_is_malformed(body: bytes, text: str) -> None:
+    with pytest.raises(MalformedRequest, match=text):
         _decode(wire.decode_setxattr, kernel.request(Opcode.SETXATTR, body), False)
 
 

@@ -77,19 +77,22 @@ class FuseFront:
         """Unmount while still serving, so that what is open gets its answers; then close. Never raises for a mount that resists."""
         if self._mount is None or self._channel is None or self._notifier is None or self._files is None:
             return
-        if not self.ended.is_set():
-            try:
-                outcome = await asyncio.to_thread(unmount, self._mount)
-            except OutputdError as error:
-                _log.error("%s: cannot be unmounted: %s", self._mount.path, error)
-            else:
-                if outcome is not Unmounted.CLEAN:
-                    _log.warning("%s: unmounted, %s", self._mount.path, outcome)
-        if not await self._notifier.close():
-            await asyncio.to_thread(abort, self._mount)
-        self._channel.close()
-        self._files.close_all()
-        self._mount = None
+        mounted, self._mount = self._mount, None
+        try:
+            outcome = await asyncio.to_thread(
+                unmount, mounted
+            )  # also after an abort: that leaves a dead mount
+            if outcome is Unmounted.GONE and not self.ended.is_set():
+                _log.warning("%s: was unmounted by somebody else", mounted.path)
+            elif outcome in (Unmounted.DETACHED, Unmounted.ABORTED):
+                _log.warning("%s: was in use; unmounted all the same (%s)", mounted.path, outcome)
+            if not await self._notifier.close():
+                await asyncio.to_thread(abort, mounted)
+        except OutputdError as error:
+            _log.error("%s: cannot be unmounted: %s", mounted.path, error)
+        finally:
+            self._channel.close()
+            self._files.close_all()
 
     def _on_end(self, cause: OSError | None) -> None:
         if cause is not None:

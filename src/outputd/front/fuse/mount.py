@@ -1,7 +1,7 @@
 """Put a FUSE file system on a directory and take it off again; never serves a request and never runs on the event loop.
 
-Everything here blocks, within stated deadlines. Taking a mount off sends requests to the daemon (fuse.h: FLUSH, FORGET, DESTROY),
-so the daemon goes on serving while `unmount` runs in a thread.
+Everything here blocks, within stated deadlines. Taking a mount off may ask the daemon (dirty pages are written back, open
+files flushed), so the daemon goes on serving while `unmount` runs in a thread.
 """
 
 from __future__ import annotations
@@ -91,15 +91,18 @@ _OCTAL: Final = re.compile(rb"\\([0-7]{3})")
 def parse_mountinfo(text: bytes) -> list[MountEntry]:
     """Entries in the kernel's order: of several on one mount point the last covers the others."""
     entries = []
-    for line in text.splitlines():
+    for line in text.removesuffix(b"\n").split(
+        b"\n"
+    ):  # splitlines() would split at a carriage return in a name
         # "36 35 98:0 /root /mount/point options optional:1 - fstype source super-options"
         before, separator, after = line.partition(b" - ")
         fields, kind = before.split(b" "), after.split(b" ")
-        if not separator or len(fields) < 6 or len(kind) < 2:
+        minor = fields[2].partition(b":")[2] if len(fields) > 5 else b""
+        if not separator or not minor.isdigit() or len(kind) < 2:
             raise Unsupported(f"/proc/self/mountinfo: not a line as proc(5) describes it: {line[:200]!r}")
         entries.append(
             MountEntry(
-                minor=int(fields[2].partition(b":")[2]),
+                minor=int(minor),
                 mount_point=_unescape(fields[4]),
                 fstype=_unescape(kind[0]),
                 source=_unescape(kind[1]),
@@ -167,7 +170,7 @@ def _mount_either_way(path: str, options: list[str]) -> tuple[int, bool]:
 
 def real_mount_point(path: str) -> str:
     """`path` as mountinfo would spell it, resolved without a question to whatever is mounted there."""
-    settled = os.path.join(os.getcwd(), path)
+    settled = path if os.path.isabs(path) else os.path.join(os.getcwd(), path)
     for _ in range(40):  # as many symlinks as the kernel follows: MAXSYMLINKS
         parent, name = os.path.split(settled.rstrip("/"))
         if name in ("", ".", ".."):
@@ -363,6 +366,10 @@ def unmount(mount: Mount, *, patience: float = 2.0, deadline: float = 10.0) -> U
             ended.append(_unmount_in_order(mount, patience))
         except OutputdError as error:
             ended.append(error)
+        except OSError as error:
+            trouble = Unavailable(f"{mount.path}: cannot find out what is mounted: {error}")
+            trouble.__cause__ = error
+            ended.append(trouble)
 
     # A thread of its own: umount2(2) may stay in the kernel, and then somebody must be left to end the wait.
     worker = threading.Thread(target=work, name="unmount", daemon=True)
@@ -375,7 +382,7 @@ def unmount(mount: Mount, *, patience: float = 2.0, deadline: float = 10.0) -> U
     if not ended:
         raise TimedOut(f"{mount.path}: umount2(2) did not return, not even after the connection was aborted")
     outcome = ended[0]
-    if isinstance(outcome, OutputdError):
+    if not isinstance(outcome, Unmounted):
         raise outcome
     return Unmounted.ABORTED if aborted else outcome
 
@@ -397,6 +404,10 @@ def _unmount_in_order(mount: Mount, patience: float) -> Unmounted:
             if lazy:
                 raise
             time.sleep(_RETRY_PAUSE)
+        except Unavailable:
+            # Somebody was faster: the next look tells GONE.
+            if topmost(mount.path) == entry:
+                raise
         else:
             return Unmounted.DETACHED if lazy else Unmounted.CLEAN
 

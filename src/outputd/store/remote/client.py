@@ -74,20 +74,23 @@ class RemoteStore:
             return self._abilities
 
     async def find_missing(self, digests: Collection[Digest]) -> set[Digest]:
+        wanted = by_function(digests)
+        if not wanted:
+            return set()
+        await self._offering(*wanted)
         calls = [
             (function, some[start : start + _DIGESTS_A_CALL])
-            for function, some in by_function(digests).items()
+            for function, some in wanted.items()
             for start in range(0, len(some), _DIGESTS_A_CALL)
         ]
         missing: set[Digest] = set()
         return missing.union(*await in_parallel([self._find_missing(*call) for call in calls]))
 
     async def read_batch(self, digests: Collection[Digest]) -> Mapping[Digest, bytes | OutputdError]:
-        abilities = await self.abilities()
-        limit = abilities.max_batch_bytes
+        wanted = by_function(digests)
+        limit = (await self._offering(*wanted)).max_batch_bytes if wanted else 0
         jobs = []
-        for function, some in by_function(digests).items():
-            self._require(function, abilities)
+        for function, some in wanted.items():
             for batch in batches(some, limit):
                 # A blob over the limit is the only one of its batch.
                 small = batch[0].size <= limit
@@ -102,6 +105,8 @@ class RemoteStore:
         doing = f"read blob {digest}"
         tries = Tries(self._options.retry_seconds)
         size = digest.size
+        if offset < size:
+            await self._offering(digest.function)
         while offset < size:
             request = bytestream.ReadRequest(resource_name=name, read_offset=offset).SerializeToString()
             failure: Failure | None = None
@@ -124,7 +129,7 @@ class RemoteStore:
     async def write(self, digest: Digest, data: Callable[[], AsyncGenerator[bytes]]) -> None:
         if digest.size == 0:
             return
-        self._require(digest.function, await self.abilities())
+        await self._offering(digest.function)
         doing = f"write blob {digest}"
         tries = Tries(self._options.retry_seconds)
         while True:
@@ -143,11 +148,10 @@ class RemoteStore:
             await tries.again(reply)
 
     async def write_batch(self, blobs: Mapping[Digest, bytes]) -> None:
-        abilities = await self.abilities()
-        limit = abilities.max_batch_bytes
+        wanted = by_function(blobs)
+        limit = (await self._offering(*wanted)).max_batch_bytes if wanted else 0
         jobs = []
-        for function, some in by_function(blobs).items():
-            self._require(function, abilities)
+        for function, some in wanted.items():
             for batch in batches(some, limit):
                 part = {digest: blobs[digest] for digest in batch}
                 small = batch[0].size <= limit
@@ -171,10 +175,16 @@ class RemoteStore:
             return untold(ours)
         return told(_parse(reapi.ServerCapabilities, reply, doing), ours, self.url)
 
-    def _require(self, function: DigestFunction, abilities: RemoteAbilities) -> None:
-        if abilities.digest_functions and function not in abilities.digest_functions:
-            offered = ", ".join(sorted(offer.name for offer in abilities.digest_functions))
-            raise Unsupported(f"{self.url} does not offer digest function {function.name}, only {offered}")
+    async def _offering(self, *functions: DigestFunction) -> RemoteAbilities:
+        """What the server can do. Raises Unsupported unless these functions are among it."""
+        abilities = await self.abilities()
+        for function in functions:
+            if abilities.digest_functions and function not in abilities.digest_functions:
+                offered = ", ".join(sorted(offer.name for offer in abilities.digest_functions))
+                raise Unsupported(
+                    f"{self.url} does not offer digest function {function.name}, only {offered}"
+                )
+        return abilities
 
     async def _find_missing(self, function: DigestFunction, digests: list[Digest]) -> set[Digest]:
         doing = f"find missing blobs of {len(digests)}"

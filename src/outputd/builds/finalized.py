@@ -1,0 +1,139 @@
+"""The paths that builds declared final, and which of them have changed since; compared when somebody asks, so that no write pays.
+
+Protocol: FinalizeArtifacts and InitialOutputPathContents (bazel_output_service.proto).
+"""
+
+from __future__ import annotations
+
+import struct
+import zlib
+from collections.abc import Mapping
+from typing import Final
+
+from outputd.builds.pace import Pace
+from outputd.digest import Digest
+from outputd.drive.loader import Loader
+from outputd.errors import Corrupt, NotFound
+from outputd.tree.node import Directory, File, Node, Symlink
+
+_ENTRY: Final = struct.Struct("<HI")  # length of what stood there, length of the path
+_FILE: Final = b"f"
+_SYMLINK: Final = b"s"
+
+
+class Finalized:
+    """Of one output base."""
+
+    __slots__ = ("_paths",)
+
+    def __init__(self) -> None:
+        self._paths: dict[bytes, bytes] = {}
+        """What stood at a path when it was finalized: `f` and the digest the client gave, or `s` and the target of a symlink."""
+
+    def __len__(self) -> int:
+        return len(self._paths)
+
+    def add(self, root: Directory, path: bytes, digest: Digest) -> None:
+        """The client says that `path` will not change any more in this build, and what it should hold.
+
+        Of an output that is a symlink it gives the digest of the file behind it, which is a path of its own or not ours: there
+        the link itself is what counts.
+        """
+        names = _names(path)
+        node = _look_up(root, names)
+        self._paths[b"/".join(names)] = (
+            _SYMLINK + node.target if isinstance(node, Symlink) else _FILE + digest
+        )
+
+    async def modified(self, root: Directory, loader: Loader) -> list[bytes]:
+        """The paths where something else is now, sorted. Paths with nothing at all are forgotten here: this tells of them last.
+
+        Expands nothing. Raises Unavailable when a directory message cannot be had now.
+        """
+        pace = Pace()
+        modified: list[bytes] = []
+        parents = _Parents(root, loader)
+        for path, before in sorted(self._paths.items()):
+            parent, _, name = path.rpartition(b"/")
+            node = (await parents.entries(parent)).get(name)
+            if node is None:
+                self._paths.pop(path, None)
+            if node is None or _what(node) != before:
+                modified.append(path)
+            if pace.due:
+                await pace.turn()
+        return modified
+
+    def encode(self) -> bytes:
+        """In the form that is kept. May run in a thread while paths are added."""
+        entries = list(self._paths.items())
+        parts: list[bytes] = []
+        for path, what in entries:
+            parts += (_ENTRY.pack(len(what), len(path)), what, path)
+        return zlib.compress(b"".join(parts), 1)
+
+    @classmethod
+    def decode(cls, data: bytes) -> Finalized:
+        """From the form that is kept. Raises Corrupt."""
+        made = cls()
+        try:
+            body = zlib.decompress(data)
+            at = 0
+            while at < len(body):
+                what_size, path_size = _ENTRY.unpack_from(body, at)
+                middle = at + _ENTRY.size + what_size
+                made._paths[body[middle : middle + path_size]] = body[at + _ENTRY.size : middle]
+                at = middle + path_size
+        except (zlib.error, struct.error) as error:
+            raise Corrupt(f"list of finalized paths: {error}") from error
+        return made
+
+
+class _Parents:
+    """The entries of the directories that sorted paths lie in, one after the other."""
+
+    def __init__(self, root: Directory, loader: Loader) -> None:
+        self._root = root
+        self._loader = loader
+        self._path = b""
+        self._entries: Mapping[bytes, Node] | None = None
+
+    async def entries(self, path: bytes) -> Mapping[bytes, Node]:
+        """None of a directory that is none, or cannot be read for good."""
+        if self._entries is None or path != self._path:
+            self._path, self._entries = path, await self._walk(path.split(b"/") if path else [])
+        return self._entries
+
+    async def _walk(self, names: list[bytes]) -> Mapping[bytes, Node]:
+        directory = self._root
+        try:
+            for name in names:
+                node = (await self._loader.peek(directory)).get(name)
+                if not isinstance(node, Directory):
+                    return {}
+                directory = node
+            return await self._loader.peek(directory)
+        except (NotFound, Corrupt):
+            return {}  # what cannot be read is gone for the client; the look-through at the start has logged it
+
+
+def _names(path: bytes) -> list[bytes]:
+    return [name for name in path.split(b"/") if name not in (b"", b".")]
+
+
+def _look_up(root: Directory, names: list[bytes]) -> Node | None:
+    """What stands at a plain path, as far as it is in memory."""
+    node: Node | None = root
+    for name in names:
+        if not isinstance(node, Directory) or node.children is None:
+            return None
+        node = node.children.get(name)
+    return node
+
+
+def _what(node: Node) -> bytes:
+    if isinstance(node, File) and isinstance(node.content, Digest):
+        return _FILE + node.content
+    if isinstance(node, Symlink):
+        return _SYMLINK + node.target
+    return b""

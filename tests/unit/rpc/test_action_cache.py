@@ -1,0 +1,234 @@
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable
+
+import pytest
+import uvloop
+
+from outputd._proto import remote_execution_pb2 as reapi
+from outputd.digest import Digest, empty_digest
+from outputd.errors import Denied, Exhausted, Invalid, NotFound, Unavailable
+from outputd.rpc.action_cache import ActionCache
+from outputd.rpc.client import Stub
+from outputd.rpc.digests import digest_message
+from outputd.rpc.limits import MESSAGE_LIMIT
+from outputd.rpc.services import service_handler
+from tests.unit.rpc.fakes import SHA256, FakeStore
+from tests.unit.rpc.loopback import served
+
+SERVICE = reapi.DESCRIPTOR.services_by_name["ActionCache"]
+ACTION = Digest.of(SHA256, b"action")
+GONE = Digest.of(SHA256, b"gone")
+
+
+class FakeResults:
+    def __init__(self) -> None:
+        self.results: dict[tuple[str, Digest], bytes] = {}
+
+    async def get(self, instance: str, action: Digest) -> bytes | None:
+        return self.results.get((instance, action))
+
+    async def put(self, instance: str, action: Digest, result: bytes) -> None:
+        if result == b"":
+            raise Exhausted("disk full")
+        self.results[instance, action] = result
+
+
+def with_cache(
+    store: FakeStore,
+    use: Callable[[Stub], Awaitable[None]],
+    *,
+    results: FakeResults | None = None,
+    update_enabled: bool = True,
+) -> None:
+    async def main() -> None:
+        cache = ActionCache(results or FakeResults(), store, update_enabled=update_enabled)
+        async with served(service_handler(SERVICE, cache)) as channel:
+            await use(Stub(channel, SERVICE))
+
+    uvloop.run(main())
+
+
+async def get(stub: Stub, *, instance: str = "", action: Digest = ACTION) -> reapi.ActionResult:
+    request = reapi.GetActionResultRequest(instance_name=instance, action_digest=digest_message(action))
+    return await stub.call("GetActionResult", request, reapi.ActionResult, timeout=10)
+
+
+async def update(stub: Stub, result: reapi.ActionResult, *, instance: str = "") -> reapi.ActionResult:
+    request = reapi.UpdateActionResultRequest(
+        instance_name=instance, action_digest=digest_message(ACTION), action_result=result
+    )
+    return await stub.call("UpdateActionResult", request, reapi.ActionResult, timeout=10)
+
+
+def file_result(digest: Digest) -> reapi.ActionResult:
+    result = reapi.ActionResult(exit_code=3)
+    result.output_files.add(path="a", digest=digest_message(digest))
+    return result
+
+
+def directory(files: list[Digest], directories: list[Digest]) -> bytes:
+    message = reapi.Directory()
+    for number, digest in enumerate(files):
+        message.files.add(name=f"f{number}", digest=digest_message(digest))
+    for number, digest in enumerate(directories):
+        message.directories.add(name=f"d{number}", digest=digest_message(digest))
+    return message.SerializeToString(deterministic=True)
+
+
+def test_a_result_is_found_in_its_own_instance_only() -> None:
+    async def use(stub: Stub) -> None:
+        with pytest.raises(NotFound, match="no result"):
+            await get(stub)
+        result = file_result(here)
+        assert await update(stub, result, instance="main") == result
+        assert await get(stub, instance="main") == result
+        with pytest.raises(NotFound, match="no result"):
+            await get(stub)
+        with pytest.raises(NotFound, match="no result"):
+            await get(stub, instance="main", action=here)
+
+    store = FakeStore()
+    here = store.add(b"here")
+    with_cache(store, use)
+
+
+def results_with_everything(store: FakeStore, *, missing: str = "") -> reapi.ActionResult:
+    """A result that refers to a blob in every way there is; the one named `missing` is absent."""
+
+    def blob(name: str) -> Digest:
+        return Digest.of(SHA256, name.encode()) if name == missing else store.add(name.encode())
+
+    def stored(name: str, data: bytes) -> Digest:
+        return Digest.of(SHA256, data) if name == missing else store.add(data)
+
+    result = file_result(blob("file"))
+    result.output_files.add(path="empty", digest=digest_message(empty_digest(SHA256)))
+    result.stdout_digest.CopyFrom(digest_message(blob("stdout")))
+    result.stderr_digest.CopyFrom(digest_message(blob("stderr")))
+    inner = directory([blob("file in tree")], [])
+    tree = reapi.Tree()
+    tree.root.ParseFromString(directory([blob("file in root of tree")], [Digest.of(SHA256, inner)]))
+    tree.children.add().ParseFromString(inner)
+    tree_digest = stored("tree", tree.SerializeToString())
+    result.output_directories.add(path="t", tree_digest=digest_message(tree_digest))
+    below = stored("directory", directory([blob("file in directory")], [empty_digest(SHA256)]))
+    root = stored("root", directory([], [below, below]))
+    result.output_directories.add(path="d", root_directory_digest=digest_message(root))
+    return result
+
+
+def test_a_result_whose_blobs_are_all_here_is_answered() -> None:
+    async def use(stub: Stub) -> None:
+        result = results_with_everything(store)
+        await update(stub, result)
+        assert await get(stub) == result
+
+    store = FakeStore()
+    with_cache(store, use)
+
+
+@pytest.mark.parametrize(
+    "missing",
+    [
+        "file",
+        "stdout",
+        "stderr",
+        "tree",
+        "file in tree",
+        "file in root of tree",
+        "root",
+        "directory",
+        "file in directory",
+    ],
+)
+def test_a_result_is_not_found_when_one_of_its_blobs_is_gone(missing: str) -> None:
+    async def use(stub: Stub) -> None:
+        await update(stub, results_with_everything(store, missing=missing))
+        with pytest.raises(NotFound, match=r"gone|nowhere"):
+            await get(stub)
+
+    store = FakeStore()
+    with_cache(store, use)
+
+
+def test_trees_that_lie_make_a_result_useless_not_an_error() -> None:
+    async def use(stub: Stub) -> None:
+        for data in (
+            b"\xff\xff",
+            reapi.Tree(root=reapi.Directory(files=[reapi.FileNode()])).SerializeToString(),
+        ):
+            result = reapi.ActionResult()
+            result.output_directories.add(path="t", tree_digest=digest_message(store.add(data)))
+            await update(stub, result)
+            with pytest.raises(NotFound, match="cannot be used"):
+                await get(stub)
+        huge = reapi.Digest(hash="a" * 64, size_bytes=1 << 40)
+        result = reapi.ActionResult()
+        result.output_directories.add(path="t", tree_digest=huge)
+        await update(stub, result)
+        with pytest.raises(NotFound, match="larger than"):
+            await get(stub)
+
+    store = FakeStore()
+    with_cache(store, use)
+
+
+def test_a_store_that_cannot_tell_is_no_miss() -> None:
+    async def use(stub: Stub) -> None:
+        await update(stub, file_result(here))
+        store.broken = Unavailable("remote gone")
+        with pytest.raises(Unavailable, match="remote gone"):
+            await get(stub)
+
+    store = FakeStore()
+    here = store.add(b"here")
+    with_cache(store, use)
+
+
+def test_what_was_kept_and_cannot_be_read_is_a_miss() -> None:
+    async def use(stub: Stub) -> None:
+        with pytest.raises(NotFound, match="cannot be used"):
+            await get(stub)
+
+    results = FakeResults()
+    results.results["", ACTION] = b"\xff"
+    with_cache(FakeStore(), use, results=results)
+
+
+def test_updates_that_are_refused() -> None:
+    async def use(stub: Stub) -> None:
+        request = reapi.UpdateActionResultRequest(action_digest=digest_message(ACTION))
+        with pytest.raises(Invalid, match="action_result is not set"):
+            await stub.call("UpdateActionResult", request, reapi.ActionResult, timeout=10)
+        with pytest.raises(Invalid, match=r"action_result\.output_files\[0\]\.digest"):
+            result = reapi.ActionResult()
+            result.output_files.add(path="a", digest=reapi.Digest(hash="a" * 40))
+            await update(stub, result)
+        with pytest.raises(Invalid, match=r"action_result\.output_directories\[0\]\.tree_digest"):
+            result = reapi.ActionResult()
+            result.output_directories.add(path="a")
+            await update(stub, result)
+        with pytest.raises(Invalid, match="cannot be answered"):
+            await update(stub, reapi.ActionResult(stdout_raw=bytes(MESSAGE_LIMIT)))
+        with pytest.raises(Invalid, match="instance_name"):
+            await update(stub, file_result(GONE), instance="blobs")
+        with pytest.raises(Exhausted, match="disk full"):
+            await update(stub, reapi.ActionResult())
+        with pytest.raises(Invalid, match="action_digest"):
+            await stub.call(
+                "GetActionResult",
+                reapi.GetActionResultRequest(action_digest=reapi.Digest(hash="A" * 64)),
+                reapi.ActionResult,
+                timeout=10,
+            )
+
+    with_cache(FakeStore(), use)
+
+
+def test_updates_may_be_disabled() -> None:
+    async def use(stub: Stub) -> None:
+        with pytest.raises(Denied, match="disabled"):
+            await update(stub, file_result(GONE))
+
+    with_cache(FakeStore(), use, update_enabled=False)
