@@ -26,7 +26,7 @@ check: .venv/checked ## formatting, types, import rules, fast tests
 	@echo "== Types"
 	@$(RUN) mypy src tests bench scripts
 	@echo "== Import rules"
-	@$(BIN)/lint-imports --no-timing-info 2>&1 | tail -n 3
+	@$(BIN)/lint-imports --no-logo
 	@echo "== Fast tests"
 	@$(RUN) pytest -q tests/unit tests/model tests/fuzz
 

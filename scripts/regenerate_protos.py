@@ -19,6 +19,7 @@ import re
 import subprocess
 import sys
 import tempfile
+import tomllib
 from collections.abc import Iterable
 from importlib.metadata import version
 from importlib.resources import files as files_of
@@ -38,12 +39,20 @@ _WIDTH: Final = 110
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Regenerate; the exit code is 0 unless the compiler finds an error in a .proto."""
+    """Regenerate. Exit code 1, and nothing written: other generators than those pinned, or an error in a .proto."""
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0] if __doc__ else None)
     parser.add_argument(
         "--into", type=Path, default=GENERATED, metavar="DIR", help="write there (default: %(default)s)"
     )
     into: Path = parser.parse_args(arguments).into
+    installed = {f"{name}=={version(name)}" for name in GENERATORS}
+    pinned = set(tomllib.loads((REPOSITORY / "pyproject.toml").read_text())["dependency-groups"]["proto"])
+    if installed != pinned:
+        # Another version writes other stubs, with imports that `_STUB_IMPORT` was not made for.
+        print(
+            f"this environment has {sorted(installed)}; pyproject.toml pins {sorted(pinned)}", file=sys.stderr
+        )
+        return 1
     try:
         files = generate()
     except subprocess.CalledProcessError as error:

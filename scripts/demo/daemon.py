@@ -63,7 +63,7 @@ class Daemon:
 
     place: Place
     command: str
-    """As a user would type it."""
+    """As a user would type it, a flag a line."""
     status: GetStatusResponse
 
 
@@ -86,12 +86,16 @@ async def running(place: Place, remote: str | None = None) -> AsyncIterator[Daem
             start_new_session=True,
         )
     try:
-        yield Daemon(place, shlex.join(["outputd", *arguments]), await _answer(place, process))
+        yield Daemon(place, _typed(arguments), await _answer(place, process))
     except BaseException:
         await _end(process)
         raise
     if await _end(process) != 0:
         raise Failed(f"the daemon ended with code {process.returncode}; its log says:\n{place.last_words()}")
+
+
+def _typed(arguments: list[str]) -> str:
+    return shlex.join(["outputd", *arguments]).replace(" --", " \\\n          --")
 
 
 async def _answer(place: Place, process: asyncio.subprocess.Process) -> GetStatusResponse:

@@ -39,6 +39,10 @@ class Exhausted(OutputdError):
     """No room: disk, quota, or a stated limit."""
 
 
+class TooLarge(Exhausted):
+    """A file would grow beyond what the disk below it takes."""
+
+
 class Denied(OutputdError):
     """The remote refuses our credentials or our right to do this. Do not retry without new credentials."""
 

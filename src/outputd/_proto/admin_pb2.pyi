@@ -149,6 +149,7 @@ class OutputBase(_message.Message):
     ENTRIES_FIELD_NUMBER: _builtins.int
     DIRTY_FIELD_NUMBER: _builtins.int
     LAST_BUILD_TIME_FIELD_NUMBER: _builtins.int
+    SAVE_ERROR_FIELD_NUMBER: _builtins.int
     id: _builtins.str
     """As the client sends it. Bazel: the MD5 of the output base's path."""
     running_build_id: _builtins.str
@@ -159,6 +160,8 @@ class OutputBase(_message.Message):
     """Files, directories and symlinks that the tree holds in memory; what no one has looked at is not counted."""
     dirty: _builtins.bool
     """Whether the tree has changes that a restart would not bring back."""
+    save_error: _builtins.str
+    """Why the tree could not be saved the last time. Empty: it could, or nobody tried."""
     @_builtins.property
     def last_build_time(self) -> _timestamp_pb2.Timestamp:
         """When the last build was finalized. Unset: none was."""
@@ -172,10 +175,11 @@ class OutputBase(_message.Message):
         entries: _builtins.int = ...,
         dirty: _builtins.bool = ...,
         last_build_time: _timestamp_pb2.Timestamp | None = ...,
+        save_error: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["last_build_time", b"last_build_time"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["dirty", b"dirty", "entries", b"entries", "id", b"id", "last_build_id", b"last_build_id", "last_build_time", b"last_build_time", "running_build_id", b"running_build_id"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["dirty", b"dirty", "entries", b"entries", "id", b"id", "last_build_id", b"last_build_id", "last_build_time", b"last_build_time", "running_build_id", b"running_build_id", "save_error", b"save_error"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

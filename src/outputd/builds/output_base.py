@@ -89,6 +89,9 @@ class Build:
         """What StartBuild tells of the output path's contents, if anything."""
         self.ended = False
 
+    def __repr__(self) -> str:
+        return f"<Build {self.id}>"
+
     def check(self) -> None:
         """Raises Precondition once the build was ended, to be called after every `await`."""
         if self.ended:

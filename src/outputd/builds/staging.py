@@ -96,7 +96,7 @@ class Staging:
             if (
                 directory is not None
                 and type(artifact) is Digest
-                and artifact not in absent
+                and (not absent or artifact not in absent)
                 and name not in (b"", b".", b"..")
                 and len(name) <= MAX_NAME
                 and b"\0" not in name

@@ -148,7 +148,7 @@ class State:
             ).fetchall()
         except sqlite3.Error as error:
             raise failed(error, self._path) from error
-        return [SavedBase(*row[:3], DigestFunction(row[3]), *row[4:]) for row in rows]
+        return [SavedBase(row[0], row[1], row[2], DigestFunction(row[3]), *row[4:]) for row in rows]
 
     def finalized(self, output_base_id: str) -> bytes | None:
         """The finalized paths saved with a base, None when they are not tracked. Raises Corrupt or Unavailable."""

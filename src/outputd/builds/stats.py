@@ -73,6 +73,7 @@ class Stats:
         stats: list[Stat] = []
         unhashed: list[tuple[int, File]] = []
         resolve = self._resolver.resolve
+        function = self._build.function
         for path in paths:
             try:
                 found = resolve(path)
@@ -85,9 +86,12 @@ class Stats:
                 found = loaded
             node = found.node
             if isinstance(node, File):
-                if isinstance(node.content, Local):
+                content = node.content
+                if isinstance(content, Local):
                     unhashed.append((len(stats), node))
-                stats.append(self._digest(node))
+                    stats.append(Known.FILE)
+                else:
+                    stats.append(content if content[0] == function else Known.FILE)
             elif isinstance(node, Symlink):
                 stats.append(Target(node.target))
             else:
@@ -95,12 +99,6 @@ class Stats:
         if unhashed:
             await self._hash(unhashed, stats)
         return stats
-
-    def _digest(self, file: File) -> Stat:
-        content = file.content
-        if isinstance(content, Local) or content[0] != self._build.function:
-            return Known.FILE
-        return content
 
     async def _resolve(self, path: bytes) -> Resolution | None:
         """For a path that needs loading, or is none."""

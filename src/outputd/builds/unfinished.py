@@ -25,6 +25,9 @@ class Unfinished(NamedTuple):
     path: tuple[bytes, ...]
     """Its names from the root of the output path on; one of its paths, if it has hard links."""
 
+    def __str__(self) -> str:
+        return b"/".join(self.path).decode(errors="backslashreplace")
+
 
 def unfinished_below(root: Directory) -> Iterator[Unfinished]:
     """The local files of an output path that was just sealed: only directories whose digest is unknown can hold one."""

@@ -6,14 +6,15 @@ Flags and their rules: Bazel 7.2 to 9 (BazelOutputServiceModule, RemoteOptions).
 from __future__ import annotations
 
 import argparse
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Final
 
 from outputd import __version__
 from outputd.cli.console import Console, ExitCode
 from outputd.cli.setting_flags import add_setting_flags, load_settings
-from outputd.config import Config, UnixAddress
+from outputd.config import Address, Config, UnixAddress
+from outputd.config.address import parse_address
 from outputd.errors import OutputdError
 
 NAME: Final = "bazelrc"
@@ -50,18 +51,24 @@ def run(arguments: argparse.Namespace, console: Console) -> ExitCode:
 def _facts(settings: Config, console: Console) -> _Facts:
     from outputd.cli.running_daemon import status_of_daemon
 
-    addresses = settings.listen.addresses
-    address = next((a for a in addresses if isinstance(a, UnixAddress)), addresses[0])
+    addresses, remote = settings.listen.addresses, settings.remote
     try:
         status = status_of_daemon(settings, console.environ)
     except OutputdError:
         source = f"the settings: no daemon answers at {addresses[0]}; start it with `outputd serve`"
-        return _Facts(
-            source, address.bazel, settings.mount.path, settings.remote.url, settings.remote.instance_name
-        )
-    remote = status.remote.url if status.HasField("remote") else None
-    source = f"the running daemon, pid {status.pid}"
-    return _Facts(source, address.bazel, status.mount.path, remote, settings.remote.instance_name)
+        return _Facts(source, _endpoint(addresses), settings.mount.path, remote.url, remote.instance_name)
+    return _Facts(
+        f"the running daemon, pid {status.pid}",
+        _endpoint([parse_address(text) for text in status.listen_addresses]),
+        status.mount.path,
+        status.remote.url if status.HasField("remote") else None,
+        remote.instance_name,
+    )
+
+
+def _endpoint(addresses: Sequence[Address]) -> str:
+    # A unix socket before TCP: it is faster, and guarded by the permissions of its directory.
+    return next((a for a in addresses if isinstance(a, UnixAddress)), addresses[0]).bazel
 
 
 def _lines(facts: _Facts) -> Iterator[str]:

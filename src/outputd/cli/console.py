@@ -6,6 +6,7 @@ Colour only on a terminal and without NO_COLOR (no-color.org), so that output in
 from __future__ import annotations
 
 import enum
+import io
 import os
 import sys
 from collections.abc import Iterable, Mapping, Sequence
@@ -50,6 +51,10 @@ class Console:
 
     @classmethod
     def of_process(cls) -> Console:
+        if isinstance(sys.stdout, io.TextIOWrapper):
+            sys.stdout.reconfigure(
+                errors="surrogateescape"
+            )  # a path comes out with the bytes it came in with
         return cls(os.environ, sys.stdout, sys.stderr)
 
     def print(self, text: str = "") -> None:

@@ -100,7 +100,8 @@ class _LineHandler(logging.Handler):
 
     def emit(self, record: logging.LogRecord) -> None:
         try:
-            self._lines.put_nowait(self.format(record))
+            # File names that are not UTF-8 are surrogates in a str, and no stream takes those.
+            self._lines.put_nowait(self.format(record).encode("utf-8", "backslashreplace").decode())
         except queue.Full:
             self._lost += 1
         except (TypeError, ValueError):
@@ -117,15 +118,16 @@ class _LineHandler(logging.Handler):
         super().close()
 
     def _write_all(self) -> None:
-        while (line := self._lines.get()) is not None:
-            try:
+        try:
+            while (line := self._lines.get()) is not None:
                 if self._lost:
                     self._stream.write(self._confession() + "\n")
                 self._stream.write(line + "\n")
                 if self._lines.empty():
                     self._stream.flush()
-            except (OSError, ValueError):
-                return  # nobody reads any more; the daemon goes on without a log
+            self._stream.flush()
+        except (OSError, ValueError):
+            pass  # nobody reads any more, or the stream is closed: the daemon goes on without a log
 
     def _confession(self) -> str:
         lost, self._lost = self._lost, 0

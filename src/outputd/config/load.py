@@ -121,7 +121,7 @@ class _Reading:
             self.problems.append(Problem(origin.where, _subject(entry), str(wrong)))
 
     def _assembled(self) -> Config:
-        # The one place where values that the kinds made meet the types of the table: test_config.py proves that they agree.
+        # The one place where values that the kinds made meet the types of the table: tests/unit/config proves that they agree.
         made: dict[str, Any] = {}
         for section, cls in sections().items():
             own = {e.name: self.values[e.full] for e in table().values() if e.section == section}
@@ -129,7 +129,11 @@ class _Reading:
         return Config(**made)
 
     def _read_file(self, named: str | None) -> str | None:
-        file = self.places.complete(named or USUAL_FILE)
+        try:
+            file = self.places.complete(named or USUAL_FILE)
+        except Invalid as wrong:
+            self.problems.append(Problem("settings file", "", str(wrong)))
+            return None
         try:
             with open(file, "rb") as stream:
                 text = stream.read().decode()

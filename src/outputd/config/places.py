@@ -13,7 +13,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Final
 
-from outputd.errors import Denied, Invalid
+from outputd.errors import Denied, Invalid, Unavailable
 
 _XDG_DEFAULTS: Final = {
     "XDG_CONFIG_HOME": ".config",
@@ -28,21 +28,30 @@ class Places:
 
     environ: Mapping[str, str]
     uid: int
-    base: str
+    base: str | None
+    """None when the working directory was removed beneath us."""
 
     @classmethod
     def of(cls, environ: Mapping[str, str]) -> Places:
         """For the user who runs this process, relative paths starting from the working directory."""
-        return cls(environ, os.getuid(), os.getcwd())
+        try:
+            return cls(environ, os.getuid(), os.getcwd())
+        except FileNotFoundError:
+            return cls(environ, os.getuid(), None)
 
     def starting_from(self, base: str) -> Places:
         """The same places, relative paths starting from `base`."""
         return replace(self, base=base)
 
     def home(self) -> str:
-        """The home directory: $HOME, else what the user database says."""
+        """The home directory: $HOME, else what the user database says. Raises Invalid when neither knows."""
         home = self.environ.get("HOME", "")
-        return home if home.startswith("/") else pwd.getpwuid(self.uid).pw_dir
+        if home.startswith("/"):
+            return home
+        try:
+            return pwd.getpwuid(self.uid).pw_dir
+        except KeyError:
+            raise Invalid(f"HOME is not set, and there is no user with uid {self.uid}; set HOME") from None
 
     def xdg(self, variable: str) -> str:
         """The directory that an XDG variable names, or its default. XDG_RUNTIME_DIR has none: see `runtime`."""
@@ -70,8 +79,12 @@ class Places:
                 known = ", ".join(f"${name}" for name in ("XDG_RUNTIME_DIR", *_XDG_DEFAULTS))
                 raise Invalid(f"{path!r}: only {known} and ~ are expanded")
             path = self.xdg(variable) + slash + rest
+        if self.base is None and not path.startswith("/"):
+            raise Invalid(
+                f"{path!r} is relative, and the working directory does not exist any more; write an absolute path"
+            )
         # normpath keeps a leading "//" as POSIX allows it to mean something; on Linux and macOS it does not.
-        return "/" + os.path.normpath(os.path.join(self.base, path)).lstrip("/")
+        return "/" + os.path.normpath(os.path.join(self.base or "/", path)).lstrip("/")
 
     def private_fallback(self) -> str:
         """The directory for our socket where the system made no runtime directory for this user."""
@@ -91,6 +104,10 @@ class Places:
             os.mkdir(path, 0o700)
         except FileExistsError:
             self.check_private(path)
+        except OSError as wrong:
+            raise Unavailable(
+                f"{path} cannot be made: {wrong.strerror}; set XDG_RUNTIME_DIR to a directory of yours"
+            ) from wrong
 
     def check_private(self, path: str) -> None:
         """Raises Denied unless `path` is a real directory that only this user may enter."""

@@ -135,7 +135,8 @@ class Content:
             if opened.fd >= 0:
                 os.close(opened.fd)
             if isinstance(content, Local) and file.nlink == 0:
-                self.discard(file)
+                if file.lookups == 0:  # else the kernel can still open it; the tree drops it when that is forgotten
+                    self.discard(file)
                 return
         if writing and isinstance(content, Local) and content.writers == 0:
             self._closed(file)

@@ -13,7 +13,7 @@ K = TypeVar("K", bound=Hashable)
 
 
 class Flights(Generic[K]):
-    """Runs at most one coroutine per key in the given TaskGroup; it is cancelled when its last waiter has left, unless `lasting`."""
+    """Runs at most one coroutine per key in the given TaskGroup, cancelled when its last waiter has left unless it is `lasting`."""
 
     def __init__(self, tasks: asyncio.TaskGroup, *, lasting: bool = False) -> None:
         self._tasks = tasks
@@ -45,7 +45,7 @@ class Flights(Generic[K]):
             landed.cancel()
             raise
         except Exception as error:  # not swallowed: every waiter raises it
-            if self._flying.get(key, (None, [0]))[1] == [0]:
+            if self._lasting and self._flying[key][1] == [0]:
                 _log.error("%r failed after everybody who waited for it had left", key, exc_info=error)
             if not landed.done():
                 landed.set_exception(error)

@@ -85,14 +85,13 @@ class Loader:
         return root
 
     async def peek(self, directory: Directory) -> Mapping[bytes, Node]:
-        """The entries of a directory without expanding it: those of a collapsed one as nodes that lie in no tree. Raises as `load`."""
+        """The entries of a directory without expanding it; those of a collapsed one as nodes that lie in no tree. As `load`."""
         if directory.children is not None:
             return directory.children
         brought = await self._bring(directory)
         if brought is None:
-            return directory.children or {}
-        aside = Directory(directory.mode, directory.mtime, Volume(0, directory.mtime, writable=False))
-        aside.children = None
+            return await self.peek(directory)
+        aside = _beside(directory)
         _expand(aside, *brought)
         assert aside.children is not None
         return aside.children
@@ -145,6 +144,13 @@ class Loader:
                 return await self._blobs.read(digest)
         except TimeoutError:
             raise TimedOut(f"{what} {digest}: not here after {self._timeout:g} s") from None
+
+
+def _beside(directory: Directory) -> Directory:
+    """A collapsed directory that lies in no tree, with the times of `directory`."""
+    made = Directory(directory.mode, directory.mtime, Volume(0, directory.mtime, writable=False))
+    made.children = None
+    return made
 
 
 def _expand(directory: Directory, digest: Digest, listing: Listing, record: bytes | None) -> None:

@@ -94,7 +94,7 @@ class ByteStream:
     async def write(
         self, requests: AsyncIterator[bytestream.WriteRequest], _context: Context
     ) -> bytestream.WriteResponse:
-        first = await anext(requests, None)
+        first = await self._next(requests, 0)
         if first is None:
             raise Invalid("the stream of requests is empty; expected resource_name in a first one")
         name = parse_upload_name(first.resource_name)
@@ -160,20 +160,20 @@ class ByteStream:
                         raise Invalid(f"finish_write after {upload.received} bytes; expected {digest.size}")
                     await upload.finish()
                     return
-                request = await self._next(rest, upload)
+                request = await self._next(rest, upload.received)
         finally:
             if upload.feeder is feeder:
                 upload.feeder = None
         raise Invalid(f"the stream of requests ended after {upload.received} bytes without finish_write")
 
     async def _next(
-        self, rest: AsyncIterator[bytestream.WriteRequest], upload: Upload
+        self, requests: AsyncIterator[bytestream.WriteRequest], received: int
     ) -> bytestream.WriteRequest | None:
         try:
             async with asyncio.timeout(self._patience):
-                return await anext(rest, None)
+                return await anext(requests, None)
         except TimeoutError as error:
-            raise TimedOut(f"nothing came for {self._patience:g} s after {upload.received} bytes") from error
+            raise TimedOut(f"nothing came for {self._patience:g} s after {received} bytes") from error
 
     def _upload(self, resource_name: str, digest: Digest, offset: int) -> Upload:
         """The upload that continues at `offset`, or a new one if that is 0."""

@@ -32,6 +32,10 @@ SERVER_OPTIONS: Final = (
     # A client that vanished without a word is noticed, and what its calls hold is let go.
     ("grpc.keepalive_time_ms", 60_000),
     ("grpc.keepalive_timeout_ms", 20_000),
+    (
+        "grpc.http2.max_pings_without_data",
+        0,
+    ),  # no limit: a call may be silent for long before its client vanishes
     # Clients may ask for a sign of life every ten seconds, calls running or not, without being thrown out for it.
     ("grpc.keepalive_permit_without_calls", 1),
     ("grpc.http2.min_ping_interval_without_data_ms", 10_000),
@@ -89,7 +93,8 @@ def _method_handler(
         return serialize(await behaviour(requested(raw), context))
 
     async def many_replies(raw: Any, context: Context) -> None:
-        # Not left to gRPC's own loop: that would leave a generator open, with its files, when the client goes away.
+        # Not left to gRPC's own loop: when the client goes away that leaves a generator, and the files it holds open,
+        # to the garbage collector.
         async with aclosing(behaviour(requested(raw), context)) as replies:
             async for reply in replies:
                 await context.write(serialize(reply))

@@ -1,6 +1,6 @@
 """Sealing: from expanded directories to REv2 Directory messages and digests, incrementally; and how entries come back.
 
-A change clears digests up to the root only (`Tree.outdate_digest`), so sealing again costs what changed. The wire form of
+A change clears digests up to the root only (outdate.py), so sealing again costs what changed. The wire form of
 `Directory` is written by hand: canonical by construction (REv2: fields in tag order, each list sorted by UTF-8 bytes), and this
 room imports no protobuf. Attributes that the message cannot say go to a record beside it (records.py).
 """
@@ -33,14 +33,18 @@ def seal(root: Directory, function: DigestFunction, sink: Sink) -> Iterator[int 
     """Seal everything outdated at and below `root`; yields the number of entries after each directory, at last the result.
 
     The tree may change between two steps: what was outdated again meanwhile is sealed again before its parent is. A file that is
-    still local enters the record as what it is, and leaves the digests above it unknown. Requires an expanded root.
+    still local enters the record as what it is, and leaves the digests above it unknown. Directories that `Tree.lacking` names are
+    to be loaded before.
     """
     volatile: dict[Directory, Sealed] = {}
     stack = [root]
     while stack:
         directory = stack[-1]
-        if _state(directory, volatile) is not None and directory is not root:
+        known = _state(directory, volatile)
+        if known is not None:
             stack.pop()
+            if directory is root:
+                yield known
             continue
         assert directory.children is not None
         open_below = [
@@ -53,28 +57,27 @@ def seal(root: Directory, function: DigestFunction, sink: Sink) -> Iterator[int 
             continue
         stack.pop()
         sealed, lasting = _seal_one(directory, directory.children, function, volatile, sink)
-        if lasting:
-            directory.digest, directory.record = sealed
-        else:
-            volatile[directory] = sealed
+        # A digest that does not last stays unknown. The record is set in any case: a change clears it.
+        directory.digest = sealed.digest if lasting else None
+        directory.record = sealed.record
         if directory is root:
             yield sealed
             return
-        changes = directory.volume.changes
+        if not lasting:
+            volatile[directory] = sealed
         yield len(directory.children)
-        if changes != directory.volume.changes:
-            # A change clears lasting seals by itself; this pass's own must not hide it.
-            volatile.clear()
 
 
 def _state(directory: Directory, volatile: dict[Directory, Sealed]) -> Sealed | None:
-    """What is known of a directory: its lasting seal, this pass's, or for a collapsed one what it came with."""
+    """What is known of a directory: its lasting seal, this pass's if still true, or for a collapsed one what it came with."""
     if directory.digest is not None and directory.record is not None:
         return Sealed(directory.digest, directory.record)
     if directory.children is None:
         # The attributes of what a collapsed directory holds cannot have changed while it was collapsed.
         return Sealed(directory.digest or Digest(), directory.record or NO_RECORD)
-    return volatile.get(directory)
+    sealed = volatile.get(directory)
+    # Not the same object: cleared by a change, or set by another pass after one.
+    return sealed if sealed is not None and sealed.record is directory.record else None
 
 
 def _seal_one(
@@ -86,6 +89,7 @@ def _seal_one(
 ) -> tuple[Sealed, bool]:
     """The seal of one directory whose subdirectories are sealed, and whether it lasts until something changes."""
     lasting = True
+    links = False
     files: list[bytes] = []
     directories: list[bytes] = []
     symlinks: list[bytes] = []
@@ -94,6 +98,8 @@ def _seal_one(
     leftovers: list[bytes] = []
     for name, node in sorted(children.items()):
         utf8 = is_utf8(name)
+        if node.extra is not None and node.extra.nlink > 1:
+            links = True
         if isinstance(node, File):
             content = node.content
             if isinstance(content, Local):
@@ -107,8 +113,9 @@ def _seal_one(
         elif isinstance(node, Directory):
             sealed = _state(node, volatile)
             assert sealed is not None
-            lasting = lasting and node not in volatile
-            if not utf8 or not sealed.digest:
+            lasting = lasting and (node.digest is not None or node.children is None)
+            links = links or node.links
+            if not utf8 or not sealed.digest or sealed.digest[0] != function:
                 leftovers.append(encode_leftover(name, node, *sealed))
             else:
                 directories.append(
@@ -121,6 +128,7 @@ def _seal_one(
             listed[2].append(node)
         else:
             leftovers.append(encode_leftover(name, node))
+    directory.links = links
     message = b"".join(files) + b"".join(directories) + b"".join(symlinks)
     digest = Digest.of(function, message)
     sink.directory(digest, message)

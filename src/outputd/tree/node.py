@@ -39,9 +39,9 @@ class Extra:
         """None: the owner of the tree."""
         self.gid: int | None = None
         self.nlink = 1
-        """Names of a hard-linked file, those in collapsed directories included."""
+        """Names of a hard-linked node, those in collapsed directories included."""
         self.linked: list[tuple[Directory, bytes]] | None = None
-        """Names in expanded directories beyond the node's own `parent` and `name`."""
+        """Names in expanded directories beyond the node's own `parent` and `name`; None if it never had a second name."""
         self.xattrs: dict[bytes, bytes] | None = None
 
 
@@ -68,7 +68,8 @@ class Node:
 
     def __init__(self, mode: int, now: int) -> None:
         self.parent: Directory | None = None
-        """The directory that holds `name`; None at the root of the mount and once unlinked."""
+        """The directory that holds `name`; None at the root of the mount, once unlinked, and for a hard-linked node while all
+        its names lie in collapsed directories."""
         self.name = b""
         self.ino = 0
         """Inode number, FUSE node id at the same time; 0 until somebody outside has seen it. Never used again."""
@@ -84,9 +85,10 @@ class Node:
     @property
     def nlink(self) -> int:
         """Hard links, 0 once unlinked."""
-        if self.extra is not None and self.parent is not None:
-            return self.extra.nlink
-        return 0 if self.parent is None else 1
+        extra = self.extra
+        if self.parent is not None:
+            return 1 if extra is None else extra.nlink
+        return 0 if extra is None or extra.linked is None else extra.nlink
 
 
 class File(Node):
@@ -127,7 +129,7 @@ class Special(Node):
 class Directory(Node):
     """A directory, expanded (`children` is a dict) or collapsed (`children` is None, and `digest` or `tree` says what it holds)."""
 
-    __slots__ = ("children", "digest", "negatives", "record", "subdirectories", "tree", "volume")
+    __slots__ = ("children", "digest", "links", "negatives", "record", "subdirectories", "tree", "volume")
 
     def __init__(self, mode: int, now: int, volume: Volume) -> None:
         Node.__init__(self, mode, now)
@@ -136,7 +138,10 @@ class Directory(Node):
         self.digest: Digest | None = None
         """Digest of the REv2 Directory message; None while unknown or outdated. Known implies known for everything below."""
         self.record: bytes | None = None
-        """Digest of the attribute record, NO_RECORD where there is nothing to record, None while outdated."""
+        """Digest of the attribute record, NO_RECORD where there is nothing to record, None while outdated. Known implies known
+        for everything below."""
+        self.links = False
+        """Whether names of hard-linked nodes lie here or below, as of the time it was sealed."""
         self.tree: Digest | None = None
         """A collapsed root staged by the digest of its REv2 Tree message alone: `digest` comes when that is read."""
         self.subdirectories = 0
@@ -146,15 +151,30 @@ class Directory(Node):
     @property
     def nlink(self) -> int:
         """2 and one for each subdirectory; 1 stands for "not known" while collapsed, as on btrfs."""
-        if self.parent is None and self.volume.root is not self:
+        if self.removed:
             return 0
         return 1 if self.children is None else 2 + self.subdirectories
+
+    @property
+    def removed(self) -> bool:
+        """Whether it has lost its name, and takes no new entries therefore."""
+        return self.parent is None and (self.volume.root is not self or self.volume.removed)
 
 
 class Volume:
     """One output path: the unit of identity, of writing, and of hard links and renames."""
 
-    __slots__ = ("changes", "function", "linked", "next_ino", "number", "root", "writable")
+    __slots__ = (
+        "changes",
+        "function",
+        "linked",
+        "next_ino",
+        "number",
+        "removed",
+        "root",
+        "unmet",
+        "writable",
+    )
 
     def __init__(self, number: int, now: int, *, writable: bool) -> None:
         self.number = number
@@ -165,6 +185,10 @@ class Volume:
         """What local files are hashed with: the digest function of the last build."""
         self.changes = 0
         """Grows with every change of content or attributes."""
-        self.linked: dict[int, File] = {}
-        """Hard-linked files by inode number, so that names met later lead to the same node."""
+        self.linked: dict[int, Node] = {}
+        """Hard-linked nodes by inode number, so that names met later lead to the same node."""
+        self.unmet: dict[Directory, None] = {}
+        """Collapsed directories known to hold names of hard-linked nodes, here or below."""
+        self.removed = False
+        """Its root has lost its name."""
         self.root = Directory(DIRECTORY_MODE, now, self)

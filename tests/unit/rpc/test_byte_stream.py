@@ -30,7 +30,7 @@ class Use(Protocol):
     def __call__(self, stub: Stub, service: ByteStream) -> Awaitable[None]: ...
 
 
-def with_stream(store: FakeStore, use: Use, *, patience: float = 60, upload_limit: int = 8) -> None:
+def with_stream(store: FakeStore, use: Use, *, patience: float = 5, upload_limit: int = 8) -> None:
     async def main() -> None:
         async with asyncio.TaskGroup() as tasks:
             service = ByteStream(store, tasks, patience=patience, upload_limit=upload_limit)
@@ -301,6 +301,10 @@ def test_an_upload_nobody_continues_is_given_up() -> None:
         assert caught.value.code() is grpc.StatusCode.DEADLINE_EXCEEDED
         assert "nothing came for 0.01 s after 10 bytes" in (caught.value.details() or "")
 
+        with pytest.raises(grpc.aio.AioRpcError) as caught:
+            await Call(stub).call  # nothing at all
+        assert caught.value.code() is grpc.StatusCode.DEADLINE_EXCEEDED
+        assert "after 0 bytes" in (caught.value.details() or "")
         await until(stub, lambda: not service._uploads)
         with pytest.raises(NotFound):
             await status(stub, upload_name())

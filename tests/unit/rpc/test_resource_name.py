@@ -92,6 +92,7 @@ def test_names_of_the_standard(text: str, name: BlobName) -> None:
         (f"blobs/{HASH}/", "size ''"),
         (f"blobs/{HASH}/x", "size 'x'"),
         (f"blobs/{HASH}/+1", "size"),
+        (f"blobs/{HASH}/012", "size"),
         (f"blobs/{HASH}/9223372036854775808", "64-bit"),
         (f"blobs/{HASH}/{'1' * 5000}", "64-bit"),
         (f"blobs/{HASH.upper()}/12", "lowercase"),

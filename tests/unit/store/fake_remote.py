@@ -67,6 +67,8 @@ class FakeRemote:
         self.faults: defaultdict[str, deque[Fault]] = defaultdict(deque)
         self.calls: list[str] = []
         """Methods in the order they were called."""
+        self.ends: list[str] = []
+        """Methods whose calls were given up by the client while they hung."""
         self.requests: list[object] = []
         """Unary requests, and those that open a stream."""
         self.metadata: dict[str, str | bytes] = {}
@@ -130,10 +132,20 @@ class FakeRemote:
     def limit_batches(self, size: int) -> None:
         self.capabilities.cache_capabilities.max_batch_total_size_bytes = size
 
-    async def called(self, method: str, times: int = 1) -> None:
-        """Return when the method was called so often."""
+    async def called(self, *methods: str) -> None:
+        """Return when each of these was called."""
         async with self._called:
-            await self._called.wait_for(lambda: self.calls.count(method) >= times)
+            await self._called.wait_for(lambda: set(methods) <= set(self.calls))
+
+    async def ended(self, method: str) -> None:
+        """Return when the client gave up a call that hung."""
+        async with self._called:
+            await self._called.wait_for(lambda: method in self.ends)
+
+    async def called_times(self, times: int) -> None:
+        """Return when there were so many calls of any method."""
+        async with self._called:
+            await self._called.wait_for(lambda: len(self.calls) >= times)
 
     def fail(self, method: str, *faults: Fault) -> None:
         self.faults[method].extend(faults)
@@ -145,7 +157,12 @@ class FakeRemote:
         self.metadata = dict(context.invocation_metadata())
         fault = self.faults[method].popleft() if self.faults[method] else Fault()
         if fault.hang:
-            await asyncio.get_running_loop().create_future()
+            try:
+                await asyncio.get_running_loop().create_future()
+            finally:
+                self.ends.append(method)
+                async with self._called:
+                    self._called.notify_all()
         if fault.gate is not None:
             await fault.gate.wait()
         if fault.code is not None and fault.after is None and fault.blob is None:
@@ -243,7 +260,7 @@ class FakeRemote:
 
     async def _write(self, requests: AsyncIterator[bytes], context: Context) -> bytes:
         fault = await self._begin("Write", context)
-        data = b""
+        data = bytearray()
         name = ""
         finished = False
         async for raw in requests:
@@ -265,7 +282,7 @@ class FakeRemote:
         digest = parse_upload_name(name)
         if not finished or Digest.of(digest.function, data) != digest:
             await context.abort(grpc.StatusCode.INVALID_ARGUMENT, "unfinished, or another digest")
-        self.blobs[digest] = data
+        self.blobs[digest] = bytes(data)
         committed = len(data) if self.committed_size is None else self.committed_size
         self.committed_size = None
         return bytestream.WriteResponse(committed_size=committed).SerializeToString()

@@ -7,8 +7,9 @@ from __future__ import annotations
 
 import errno
 import os
+import select
+import signal
 import stat
-import subprocess
 import sys
 from collections.abc import Iterator
 from typing import Final
@@ -74,12 +75,15 @@ def _stat_in_child(path: str) -> int | None:
     request_wait_answer), and a thread of ours in there would keep us from exiting.
     """
     code = "import os, sys\ntry: os.stat(sys.argv[1])\nexcept OSError as wrong: sys.exit(wrong.errno)"
-    child = subprocess.Popen([sys.executable, "-I", "-S", "-c", code, path], stdin=subprocess.DEVNULL)
+    pid = os.posix_spawn(sys.executable, [sys.executable, "-I", "-S", "-c", code, path], os.environ)
+    pidfd = os.pidfd_open(pid)
     try:
-        return child.wait(_PROBE_SECONDS)
-    except subprocess.TimeoutExpired:
-        child.kill()
-        return None
+        if not select.select([pidfd], [], [], _PROBE_SECONDS)[0]:
+            os.kill(pid, signal.SIGKILL)
+            return None
+        return os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
+    finally:
+        os.close(pidfd)
 
 
 def _to_be_made(path: str) -> Finding:

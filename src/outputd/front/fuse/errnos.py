@@ -14,6 +14,7 @@ from outputd.errors import (
     OutputdError,
     Precondition,
     TimedOut,
+    TooLarge,
     Unavailable,
     Unsupported,
 )
@@ -43,6 +44,7 @@ OF_ERROR: Final[dict[type[OutputdError], int]] = {
     Unavailable: errno.EIO,
     TimedOut: errno.ETIMEDOUT,
     Exhausted: errno.ENOSPC,
+    TooLarge: errno.EFBIG,
     Denied: errno.EIO,
     Unsupported: errno.EOPNOTSUPP,
 }

@@ -8,6 +8,7 @@ import os
 
 from outputd.drive.content import Content
 from outputd.drive.driver import Driver
+from outputd.drive.reaper import Reaper
 from outputd.errors import OutputdError
 from outputd.front.fuse.answers import Answers, Timeouts
 from outputd.front.fuse.channel import Channel, Notifier
@@ -30,6 +31,7 @@ class FuseFront:
         tree: Tree,
         driver: Driver,
         content: Content,
+        reaper: Reaper,
         tasks: asyncio.TaskGroup,
         *,
         timeouts: Timeouts,
@@ -38,6 +40,7 @@ class FuseFront:
         self._tree = tree
         self._driver = driver
         self._content = content
+        self._reaper = reaper
         self._tasks = tasks
         self._timeouts = timeouts
         self._store_dir = store_dir
@@ -61,7 +64,15 @@ class FuseFront:
         self._files = files = Files(self._tree, self._content, answers, self._store_dir, channel.reply_parts)
         listings = Listings(self._tree, answers)
         self.session = Session(
-            self._tree, self._driver, channel, notifier, self._tasks, names, files, listings
+            self._tree,
+            self._driver,
+            self._reaper,
+            channel,
+            notifier,
+            self._tasks,
+            names,
+            files,
+            listings,
         )
         channel.attach(loop, self.session.on_request, self._on_end)
         if mounted.replaced:

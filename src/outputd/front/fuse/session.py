@@ -16,6 +16,7 @@ from typing import Final, TypeAlias
 
 from outputd.drive.content import NotLocal
 from outputd.drive.driver import Driver
+from outputd.drive.reaper import Reaper
 from outputd.errors import OutputdError
 from outputd.front.fuse.channel import MAX_WRITE, Channel, Notifier
 from outputd.front.fuse.errnos import of_error
@@ -73,6 +74,7 @@ class Session:
         self,
         tree: Tree,
         driver: Driver,
+        reaper: Reaper,
         channel: Channel,
         notifier: Notifier,
         tasks: asyncio.TaskGroup,
@@ -82,6 +84,7 @@ class Session:
     ) -> None:
         self._tree = tree
         self._driver = driver
+        self._reaper = reaper
         self._channel = channel
         self._notifier = notifier
         self._tasks = tasks
@@ -156,6 +159,8 @@ class Session:
             self._later(opcode, unique, nodeid, pid, again)
         except Exception as error:
             self._fail(opcode, unique, nodeid, pid, error, 0.0)
+        if self._tree.dropped:
+            self._reaper.wake()
 
     async def invalidate(self, stale: list[tuple[Directory, bytes | None]]) -> None:
         """Return when the kernel believes nothing about these names and directories any more."""

@@ -20,7 +20,7 @@ from outputd.errors import Corrupt, Invalid, OutputdError, Unsupported
 from outputd.store.base import RemoteAbilities
 from outputd.store.batches import batches, by_function
 from outputd.store.remote.capabilities import told, untold
-from outputd.store.remote.connection import Connection
+from outputd.store.remote.connection import Connection, Contact
 from outputd.store.remote.endpoint import RemoteOptions, parse_endpoint
 from outputd.store.remote.failure import of_status
 from outputd.store.remote.resource_name import blob_name, upload_name
@@ -62,6 +62,11 @@ class RemoteStore:
     @property
     def url(self) -> str:
         return self._connection.endpoint.url
+
+    @property
+    def contact(self) -> Contact:
+        """Whether the server serves us."""
+        return self._connection.contact
 
     async def close(self) -> None:
         await self._connection.close()

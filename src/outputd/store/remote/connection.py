@@ -6,6 +6,7 @@ A call that fails gives a `Failure` as a value; who calls decides about another 
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import AsyncGenerator, AsyncIterator
 from contextvars import ContextVar
 from typing import Final
@@ -15,8 +16,14 @@ import grpc.aio
 
 from outputd import __version__
 from outputd._proto import remote_execution_pb2 as reapi
-from outputd.errors import TimedOut, Unavailable
-from outputd.store.remote.endpoint import Endpoint, RemoteOptions, check_headers, open_channel
+from outputd.errors import Denied, TimedOut, Unavailable
+from outputd.store.remote.endpoint import (
+    Endpoint,
+    RemoteOptions,
+    check_headers,
+    open_channel,
+    read_credentials,
+)
 from outputd.store.remote.failure import of_call
 from outputd.store.remote.retry import Failure
 
@@ -27,16 +34,38 @@ _REQUEST_METADATA: Final = "build.bazel.remote.execution.v2.requestmetadata-bin"
 _RESOURCE_NAME: Final = "build.bazel.remote.execution.v2.resource-name"
 
 
+class Contact:
+    """Whether the server serves us, as the last call has shown it."""
+
+    __slots__ = ("last_error", "last_error_time", "reached")
+
+    def __init__(self) -> None:
+        self.reached: bool | None = None
+        """None before the first call has ended."""
+        self.last_error = ""
+        self.last_error_time = 0.0
+        """Seconds since 1970."""
+
+    def succeeded(self) -> None:
+        self.reached = True
+
+    def failed(self, text: str) -> None:
+        self.reached = False
+        self.last_error = text
+        self.last_error_time = time.time()
+
+
 class Connection:
     """A server's calls as bytes in and bytes out."""
 
     def __init__(self, endpoint: Endpoint, options: RemoteOptions) -> None:
-        """Connects at the first call. Raises Invalid for headers that cannot be sent."""
+        """Connects at the first call. Raises Invalid for headers and certificates that cannot be used."""
         self.endpoint: Final = endpoint
         self.timeout: Final = options.timeout
         self.losses = 0
         """How often the server could not be reached: what was learnt from it before may be out of date."""
-        self._options = options
+        self.contact: Final = Contact()
+        self._credentials = read_credentials(endpoint, options)
         self._headers = check_headers(options.headers)
         self._slots = asyncio.Semaphore(options.max_concurrent)
         self._channel: grpc.aio.Channel | None = None
@@ -48,6 +77,7 @@ class Connection:
             call = self._open().unary_unary(method, None, None)
             try:
                 reply: bytes = await call(request, timeout=self.timeout, metadata=self._metadata())
+                self.contact.succeeded()
                 return reply
             except grpc.aio.AioRpcError as error:
                 return self._failure(error, doing)
@@ -65,6 +95,7 @@ class Connection:
                     async with asyncio.timeout(self.timeout):
                         reply = await call.read()
                     if not isinstance(reply, bytes):
+                        self.contact.succeeded()
                         return  # grpc.aio.EOF
                     yield reply
             except grpc.aio.AioRpcError as error:
@@ -92,6 +123,7 @@ class Connection:
                     pass  # The server ended the call, well or badly: its reply or status follows.
                 async with asyncio.timeout(self.timeout):
                     reply: bytes = await call
+                self.contact.succeeded()
                 return reply
             except grpc.aio.AioRpcError as error:
                 return self._failure(error, doing)
@@ -112,7 +144,7 @@ class Connection:
         if self._closed:
             raise Unavailable(f"the connection to {self.endpoint} is closed")
         if self._channel is None:
-            self._channel = open_channel(self.endpoint, self._options)
+            self._channel = open_channel(self.endpoint, self._credentials)
         return self._channel
 
     def _metadata(self, resource: str = "") -> grpc.aio.Metadata:
@@ -129,11 +161,17 @@ class Connection:
     def _failure(self, error: grpc.aio.AioRpcError, doing: str) -> Failure:
         if error.code() is grpc.StatusCode.UNAVAILABLE:
             self.losses += 1
-        return of_call(error, f"{doing} at {self.endpoint}")
+        failure = of_call(error, f"{doing} at {self.endpoint}")
+        if isinstance(failure.error, Unavailable | Denied):
+            self.contact.failed(str(failure.error))
+        else:
+            self.contact.succeeded()  # it answered, if only that it lacks a blob
+        return failure
 
     def _stalled(self, cause: TimeoutError, doing: str) -> Failure:
         error = TimedOut(f"cannot {doing} at {self.endpoint}: nothing moved for {self.timeout:g} s")
         error.__cause__ = cause
+        self.contact.failed(str(error))
         return Failure(error, transient=True)
 
     def _closed_beneath(self, cancelled: asyncio.CancelledError, doing: str) -> Failure:

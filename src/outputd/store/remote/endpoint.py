@@ -62,7 +62,7 @@ def parse_endpoint(url: str) -> Endpoint:
         path = url.removeprefix("unix:")
         # unix:///path is the URI form of unix:/path; both are in use.
         path = path.removeprefix("//") if path.startswith("///") else path
-        if not path.startswith("/"):
+        if not path.startswith("/") or path.startswith("//"):
             raise Invalid(f"remote url {url!r}: a socket's path is absolute; {_FORMS}")
         return Endpoint(url, f"unix:{path}", secure=False)
     scheme, separator, rest = url.rpartition("://")
@@ -96,9 +96,21 @@ def check_headers(headers: Mapping[str, str]) -> tuple[tuple[str, str], ...]:
     return tuple(checked)
 
 
-def open_channel(endpoint: Endpoint, options: RemoteOptions) -> grpc.aio.Channel:
-    """A channel; it connects when it is used. For the running loop. Raises Invalid for certificate files that cannot be
-    read."""
+def read_credentials(endpoint: Endpoint, options: RemoteOptions) -> grpc.ChannelCredentials | None:
+    """For TLS, or None without it. Raises Invalid for certificate files that cannot be read."""
+    if not endpoint.secure:
+        return None
+    if (options.client_cert is None) != (options.client_key is None):
+        raise Invalid("remote client_cert and client_key: give both or neither")
+    return grpc.ssl_channel_credentials(
+        root_certificates=_pem("ca_file", options.ca_file),
+        private_key=_pem("client_key", options.client_key),
+        certificate_chain=_pem("client_cert", options.client_cert),
+    )
+
+
+def open_channel(endpoint: Endpoint, credentials: grpc.ChannelCredentials | None) -> grpc.aio.Channel:
+    """A channel for the running loop; it connects when it is used."""
     arguments = [
         ("grpc.primary_user_agent", f"outputd/{__version__}"),
         ("grpc.max_receive_message_length", _MAX_MESSAGE),
@@ -114,15 +126,8 @@ def open_channel(endpoint: Endpoint, options: RemoteOptions) -> grpc.aio.Channel
         # Two stores in a process share nothing, neither a connection nor the state of a failed one.
         ("grpc.use_local_subchannel_pool", 1),
     ]
-    if not endpoint.secure:
+    if credentials is None:
         return grpc.aio.insecure_channel(endpoint.target, options=arguments)
-    if (options.client_cert is None) != (options.client_key is None):
-        raise Invalid("remote client_cert and client_key: give both or neither")
-    credentials = grpc.ssl_channel_credentials(
-        root_certificates=_pem("ca_file", options.ca_file),
-        private_key=_pem("client_key", options.client_key),
-        certificate_chain=_pem("client_cert", options.client_cert),
-    )
     return grpc.aio.secure_channel(endpoint.target, credentials, options=arguments)
 
 

@@ -1,0 +1,367 @@
+"""The output bases and their builds: start, clean, stage, stat, finalize, save and restore. Never knows a protocol or a kernel.
+
+Rules: protocols, sections 1 and 2.4. Different output bases never wait for each other; on one base, making ready for a build and
+saving take turns, staging and stat need no turn (tree operations are atomic), and Clean waits for nobody.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Final
+
+from outputd.builds.finalized import Finalized
+from outputd.builds.kernel import Changes, KernelCache
+from outputd.builds.loading import Loading
+from outputd.builds.output_base import Build, Modified, OutputBase
+from outputd.builds.pace import Pace
+from outputd.builds.presence import withdraw_missing
+from outputd.builds.saving import Saving
+from outputd.builds.staging import Staging
+from outputd.builds.state import State
+from outputd.builds.stats import Stats
+from outputd.digest import Digest, DigestFunction
+from outputd.drive.content import Content
+from outputd.drive.flights import Flights
+from outputd.drive.ingest import Ingest
+from outputd.drive.loader import Loader
+from outputd.drive.reaper import Reaper
+from outputd.errors import Invalid, Precondition
+from outputd.store.base import BlobStore
+from outputd.tree.node import Directory
+from outputd.tree.resolve import VirtualRoot
+from outputd.tree.rules import check_name
+from outputd.tree.status import Status
+from outputd.tree.tree import Tree
+
+_log = logging.getLogger(__name__)
+
+_PREFIXES: Final = 10_000
+"""Changed paths up to which a starting build is told of them; with more it may as well look at everything."""
+_PREFIX_BYTES: Final = 1 << 20
+"""The same for their text."""
+
+
+@dataclass(frozen=True, slots=True)
+class Options:
+    """What the settings say of builds."""
+
+    local_only: bool
+    """There is no remote CAS."""
+    initial_contents: bool
+    """outputs.initial_contents."""
+    max_tree_bytes: int
+    """outputs.max_tree_bytes."""
+
+
+@dataclass(frozen=True, slots=True)
+class BuildRequest:
+    """What a client says when it starts a build."""
+
+    output_base_id: str
+    build_id: str
+    instance_name: str
+    function: DigestFunction
+    prefix: str
+    """Where the client sees the `outputs` directory."""
+    aliases: Mapping[str, str]
+
+
+@dataclass(frozen=True, slots=True)
+class Started:
+    """What a client is told when its build has started."""
+
+    suffix: str
+    """From `outputs` to the output path."""
+    modified: Modified | None
+
+
+@dataclass(frozen=True, slots=True)
+class BaseStatus:
+    """One output base, for people."""
+
+    id: str
+    running_build_id: str
+    """Empty: none runs."""
+    last_build_id: str
+    last_build_time: int
+    """Nanoseconds since 1970; 0: none ended yet."""
+    entries: int
+    """Nodes in memory."""
+    dirty: bool
+    save_error: str
+    """Why the last attempt to save it failed; empty when it did not."""
+
+
+class Builds:
+    """All output bases of one mount. Lives on the event loop."""
+
+    def __init__(
+        self,
+        tree: Tree,
+        loader: Loader,
+        content: Content,
+        ingest: Ingest,
+        reaper: Reaper,
+        blobs: BlobStore,
+        state: State,
+        kernel: KernelCache,
+        tasks: asyncio.TaskGroup,
+        options: Options,
+        *,
+        now: Callable[[], int] = time.time_ns,
+    ) -> None:
+        """`now` tells the time in nanoseconds since 1970."""
+        self._tree = tree
+        self._loader = loader
+        self._ingest = ingest
+        self._reaper = reaper
+        self._blobs = blobs
+        self._state = state
+        self._kernel = kernel
+        self._options = options
+        self._now = now
+        self._saving = Saving(
+            tree, loader, content, ingest, state, tracking=options.initial_contents, now=now
+        )
+        self._bases: dict[str, OutputBase] = {}
+        self._running: dict[str, Build] = {}
+        """By build id."""
+        self._ending: dict[str, Build] = {}
+        """Ended, and not saved yet."""
+        self._closings: Flights[Build] = Flights(tasks, lasting=True)
+
+    # the verbs
+
+    async def start(self, request: BuildRequest) -> Started:
+        """Start a build, or go on with the one of that id. The output path exists, and holds nothing that the CAS has lost.
+
+        Raises Invalid, Precondition, and Unavailable when the CAS does not answer; then the build id is known all the same, and
+        asking again looks through the output path again.
+        """
+        name = _base_name(request.output_base_id)
+        if not request.build_id:
+            raise Invalid("build_id: is empty, expected an id that no other build has")
+        virtual_root = VirtualRoot(request.prefix, request.output_base_id, request.aliases)
+        async with self._changes() as changes:
+            build = self._running.get(request.build_id)
+            if build is None:
+                base = self._bases.get(request.output_base_id) or self._add_base(request, name)
+                changes.note()
+                previous = base.build
+                build = Build(request.build_id, base, request.instance_name, request.function, virtual_root)
+                base.build = build
+                self._running[build.id] = build
+                _log.info("build %s of output base %s started", build.id, base.id)
+                if previous is not None:
+                    _log.info("build %s of output base %s was never finalized", previous.id, base.id)
+                    await self._close(previous)
+            elif build.base.id != request.output_base_id:
+                raise Precondition(f"build_id {build.id}: is running on output base {build.base.id}")
+            async with build.base.lock:
+                build.check()
+                if not build.ready:
+                    await self._make_ready(build, changes)
+        return Started(request.output_base_id, build.modified)
+
+    async def clean(self, output_base_id: str) -> None:
+        """Take an output base away with all that is in it, at once; fine when there is none. Its running build is ended.
+
+        Raises Invalid, and Exhausted or Unavailable when the saved state cannot be removed; then asking again tries again.
+        """
+        _base_name(output_base_id)
+        async with self._changes() as changes:
+            base = self._bases.pop(output_base_id, None)
+            if base is not None:
+                base.removed = True
+                if base.build is not None:
+                    self._end(base.build)
+                self._tree.remove_volume(base.volume, self._now())
+                changes.note()
+                _log.info("output base %s cleaned", output_base_id)
+            await self._state.forget(output_base_id)
+
+    def staging(self, build_id: str) -> Staging:
+        """For placing artifacts; an asynchronous context manager. Raises Precondition."""
+        build = self._build(build_id)
+        return Staging(
+            build,
+            self._changes(),
+            Loading(self._loader),
+            self._state,
+            self._blobs,
+            local_only=self._options.local_only,
+            max_tree_bytes=self._options.max_tree_bytes,
+            now=self._now(),
+        )
+
+    def stats(self, build_id: str) -> Stats:
+        """For looking at paths. Raises Precondition."""
+        return Stats(self._build(build_id), Loading(self._loader), self._ingest)
+
+    def function(self, build_id: str) -> DigestFunction:
+        """What the digests of a build are made with. Raises Precondition."""
+        return self._build(build_id).function
+
+    def finalize_artifacts(self, build_id: str, artifacts: Sequence[tuple[bytes, Digest]]) -> None:
+        """These paths will not be changed any more by this build. Raises Precondition."""
+        base = self._build(build_id).base
+        if not self._options.initial_contents:
+            base.finalized = None
+        elif base.finalized is not None:
+            for path, digest in artifacts:
+                base.finalized.add(base.volume.root, path, digest)
+
+    async def finalize_build(self, build_id: str, *, successful: bool) -> None:
+        """End a build and save its output path; fine when no such build runs.
+
+        A failure to save is logged and shown by `describe`: it must not fail the build.
+        """
+        build = self._running.get(build_id) or self._ending.get(build_id)
+        if build is not None:
+            if not build.ended:
+                _log.info(
+                    "build %s finalized, %s", build_id, "successful" if successful else "not successful"
+                )
+            await self._close(build)
+
+    # saving and restoring
+
+    async def checkpoint_all(self) -> None:
+        """Save every output base that has changes, for the ordered stop. Failures are logged."""
+        await self._saving.settle()
+        for base in list(self._bases.values()):
+            async with base.lock:
+                if base.dirty:
+                    await self._saving.save(base)
+
+    async def restore(self) -> None:
+        """Bring back what was saved: one root for each output base. To be called once, with ingest running, before anybody can see
+        the tree. Raises Corrupt or Unavailable when the state cannot be read at all.
+        """
+        self._bases = {base.id: base for base in await self._saving.restore()}
+
+    async def describe(self) -> list[BaseStatus]:
+        """The output bases, by id."""
+        return [
+            BaseStatus(
+                base.id,
+                "" if base.build is None else base.build.id,
+                base.last_build_id,
+                base.last_build_time,
+                await _entries_in_memory(base.volume.root),
+                base.dirty,
+                base.save_error,
+            )
+            for _, base in sorted(self._bases.items())
+        ]
+
+    # within
+
+    def _changes(self) -> Changes:
+        return Changes(self._tree, self._kernel, self._reaper)
+
+    def _build(self, build_id: str) -> Build:
+        build = self._running.get(build_id)
+        if build is None:
+            raise Precondition(
+                f"build_id {build_id!r}: no such build runs; it was ended, or outputd was restarted since StartBuild"
+            )
+        return build
+
+    def _add_base(self, request: BuildRequest, name: bytes) -> OutputBase:
+        now = self._now()
+        volume = self._tree.add_volume(self._state.take_number(), name, now)
+        volume.function = request.function
+        base = OutputBase(request.output_base_id, volume, request.instance_name, now)
+        base.finalized = self._nothing_finalized()
+        self._bases[base.id] = base
+        return base
+
+    def _nothing_finalized(self) -> Finalized | None:
+        return Finalized() if self._options.initial_contents else None
+
+    async def _make_ready(self, build: Build, changes: Changes) -> None:
+        base = build.base
+        root = base.volume.root
+        if base.instance_name != build.instance_name or base.volume.function is not build.function:
+            if root.children != {}:
+                _log.warning(
+                    "output base %s: its contents are dropped, because they belong to instance name %r and %s, and build %s to "
+                    "instance name %r and %s",
+                    base.id,
+                    base.instance_name,
+                    base.volume.function.name,
+                    build.id,
+                    build.instance_name,
+                    build.function.name,
+                )
+                self._tree.clear(root, self._now())
+                changes.note()
+            base.instance_name = build.instance_name
+            base.volume.function = build.function
+            base.finalized = self._nothing_finalized()
+        empty = root.children == {}
+        withdrawn = await withdraw_missing(root, self._loader, self._blobs, changes, self._now())
+        if withdrawn != (0, 0):
+            _log.warning(
+                "output base %s: %d files and the contents of %d directories were removed, because the CAS has lost them",
+                base.id,
+                *withdrawn,
+            )
+        if base.finalized is not None and base.last_build_id and not empty:
+            paths = await base.finalized.modified(root, self._loader)
+            if len(paths) <= _PREFIXES and sum(map(len, paths)) <= _PREFIX_BYTES:
+                build.modified = Modified(base.last_build_id, [path.decode() for path in paths])
+        build.check()
+        build.ready = True
+
+    def _end(self, build: Build) -> None:
+        """From here on its id is unknown."""
+        base = build.base
+        build.ended = True
+        self._running.pop(build.id, None)
+        if base.build is build:
+            base.build = None
+        base.last_build_id = build.id
+        base.last_build_time = self._now()
+
+    async def _close(self, build: Build) -> None:
+        """End a build and save its output path. Once begun it goes on, whoever waits for it."""
+        if not build.ended:
+            self._end(build)
+            self._ending[build.id] = build
+        await self._closings.join(build, lambda: self._save_ended(build))
+
+    async def _save_ended(self, build: Build) -> None:
+        try:
+            await self._saving.settle()
+            async with build.base.lock:
+                await self._saving.save(build.base)
+        finally:
+            self._ending.pop(build.id, None)
+
+
+def _base_name(output_base_id: str) -> bytes:
+    """The name of an output path. Raises Invalid unless it can be one (protocols: one valid path component)."""
+    name = output_base_id.encode(errors="surrogateescape")
+    if check_name(name) is not Status.OK:
+        shown = output_base_id if len(output_base_id) <= 300 else output_base_id[:300] + "…"
+        raise Invalid(f"output_base_id {shown!r}: expected one path component of 1 to 255 bytes")
+    return name
+
+
+async def _entries_in_memory(root: Directory) -> int:
+    pace = Pace()
+    count = 0
+    stack = [root]
+    while stack:
+        children = stack.pop().children or {}
+        count += len(children)
+        stack.extend(node for node in children.values() if isinstance(node, Directory))
+        if pace.due:
+            await pace.turn()
+    return count

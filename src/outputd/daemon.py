@@ -1,0 +1,305 @@
+"""The only constructor of things: builds the house from settings, starts it, waits, stops it in order. Has no behaviour.
+
+Start: state, store, tree, what was saved, mount, and last the sockets: who can connect finds everything. Stop, the other way round:
+no new calls, unmount while still answering, save, close.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import gc
+import logging
+import os
+import signal
+import socket
+import time
+from collections.abc import AsyncIterator
+from typing import Final
+
+import grpc.aio
+
+from outputd import __version__
+from outputd._proto import (
+    admin_pb2,
+    bazel_output_service_pb2,
+    bytestream_pb2,
+    health_pb2,
+    remote_execution_pb2,
+)
+from outputd.builds.builds import Builds, Options
+from outputd.builds.state import State
+from outputd.config import Address, Config, UnixAddress
+from outputd.config.remote_options import remote_options
+from outputd.disk.atomic import make_directories
+from outputd.disk.disk import RealDisk
+from outputd.drive.content import Content
+from outputd.drive.driver import Driver
+from outputd.drive.ingest import Ingest
+from outputd.drive.loader import Loader
+from outputd.drive.reaper import Reaper
+from outputd.errors import OutputdError, Precondition, Unavailable
+from outputd.front.fuse.answers import Timeouts
+from outputd.front.fuse.front import FuseFront
+from outputd.rpc.action_cache import ActionCache
+from outputd.rpc.admin import Admin, MountFacts, RemoteFacts
+from outputd.rpc.bazel_output_service import BazelOutputService
+from outputd.rpc.byte_stream import ByteStream
+from outputd.rpc.capabilities import Capabilities
+from outputd.rpc.cas import ContentAddressableStorage
+from outputd.rpc.health import Health
+from outputd.rpc.services import SERVER_OPTIONS, service_handler
+from outputd.store.cached import CachedStore
+from outputd.store.disk_store import DiskStore
+from outputd.store.remote.client import RemoteStore
+from outputd.tree.tree import Tree
+
+_log = logging.getLogger(__name__)
+
+_GRACE: Final = 5.0
+"""Seconds that calls under way get to end at an ordered stop."""
+_FREEZE_EVERY: Final = 2.0
+"""Seconds between two times that what has grown old is taken out of the garbage collector's sight."""
+
+
+async def serve(config: Config) -> None:
+    """Run until SIGTERM or SIGINT, or until the mount is taken away. Raises OutputdError when it cannot start or lost its mount."""
+    loop = asyncio.get_running_loop()
+    stop = asyncio.Event()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, _on_signal, stop)
+    try:
+        await _run(config, stop)
+    except* OutputdError as group:
+        raise _first(group) from None
+
+
+def _first(group: BaseExceptionGroup[OutputdError]) -> OutputdError:
+    error: BaseException = group
+    while isinstance(error, BaseExceptionGroup):
+        error = error.exceptions[0]
+    assert isinstance(error, OutputdError)
+    return error
+
+
+def _on_signal(stop: asyncio.Event) -> None:
+    if stop.is_set():
+        # The second one means now. The kernel ends the connection with the process; the next start clears the mount away.
+        _log.warning("stopping at once: what was not saved yet is as after a crash")
+        logging.shutdown()
+        os._exit(1)
+    _log.info("stopping in order; once more to stop at once")
+    stop.set()
+
+
+async def _run(config: Config, stop: asyncio.Event) -> None:
+    disk = RealDisk()
+    async with contextlib.AsyncExitStack() as rooms, asyncio.TaskGroup() as tasks:
+        for directory in (config.state.dir, config.cache.dir):
+            make_directories(disk, directory)
+        state = State(config.state.dir, disk)
+        rooms.push_async_callback(state.close)
+        local = DiskStore(config.cache.dir, disk)
+        rooms.callback(local.close)
+        remote: RemoteStore | None = None
+        if config.remote.url is not None:
+            remote = RemoteStore(
+                config.remote.url, config.remote.instance_name, remote_options(config.remote)
+            )
+            rooms.push_async_callback(remote.close)
+        store = await rooms.enter_async_context(CachedStore(local, remote))
+
+        tree = Tree(uid=os.getuid(), gid=os.getgid(), now=time.time_ns())
+        ingest = Ingest(tree, local)
+        content = Content(
+            tree,
+            store,
+            disk,
+            local.private,
+            tasks,
+            read_timeout=config.outputs.read_timeout,
+            closed=ingest.closed,
+        )
+        loader = Loader(
+            state,
+            store,
+            tasks,
+            max_tree_bytes=config.outputs.max_tree_bytes,
+            timeout=config.outputs.read_timeout,
+        )
+        reaper = Reaper(tree, content)
+        front = FuseFront(
+            tree,
+            Driver(loader, content),
+            content,
+            reaper,
+            tasks,
+            timeouts=Timeouts(
+                *(
+                    int(seconds * 1e9)
+                    for seconds in (
+                        config.mount.entry_timeout,
+                        config.mount.attr_timeout,
+                        config.mount.negative_timeout,
+                    )
+                )
+            ),
+            store_dir=config.cache.dir,
+        )
+        options = Options(
+            local_only=remote is None,
+            initial_contents=config.outputs.initial_contents,
+            max_tree_bytes=config.outputs.max_tree_bytes,
+        )
+        builds = Builds(tree, loader, content, ingest, reaper, store, state, front, tasks, options)
+
+        background = [
+            tasks.create_task(work, name=name)
+            for name, work in (
+                ("ingest", ingest.run(content)),
+                ("reaper", reaper.run()),
+                ("collector", _spare_the_collector()),
+            )
+        ]
+        try:
+            await builds.restore()
+            mount_path = await front.start(config.mount.path, allow_other=config.mount.allow_other)
+            try:
+                admin = Admin(
+                    builds,
+                    local,
+                    config.cache.dir,
+                    [str(address) for address in config.listen.addresses],
+                    lambda: _mount_facts(front, mount_path),
+                    None if remote is None else lambda: _remote_facts(remote),
+                )
+                async with _listening(config, store, state, builds, admin, tasks):
+                    _log.info(
+                        "outputd %s: outputs at %s/outputs, listening on %s",
+                        __version__,
+                        mount_path,
+                        ", ".join(map(str, config.listen.addresses)),
+                    )
+                    await _until_stop(stop, front)
+            finally:
+                await front.stop()
+                await builds.checkpoint_all()
+        finally:
+            for task in background:
+                task.cancel()
+    _log.info("stopped")
+
+
+async def _until_stop(stop: asyncio.Event, front: FuseFront) -> None:
+    async with asyncio.TaskGroup() as waits:
+        waiters = [waits.create_task(event.wait()) for event in (stop, front.ended)]
+        await asyncio.wait(waiters, return_when=asyncio.FIRST_COMPLETED)
+        for waiter in waiters:
+            waiter.cancel()
+    if front.ended.is_set() and not stop.is_set():
+        raise Unavailable(
+            "the mount was taken away from outside: nothing is left to serve; start outputd again"
+        )
+
+
+@contextlib.asynccontextmanager
+async def _listening(
+    config: Config,
+    store: CachedStore,
+    state: State,
+    builds: Builds,
+    admin: Admin,
+    tasks: asyncio.TaskGroup,
+) -> AsyncIterator[None]:
+    """Every service on every address."""
+    reapi = remote_execution_pb2.DESCRIPTOR.services_by_name
+    byte_stream = ByteStream(store, tasks)
+    health_descriptor = health_pb2.DESCRIPTOR.services_by_name["Health"]
+    services = [
+        (
+            bazel_output_service_pb2.DESCRIPTOR.services_by_name["BazelOutputService"],
+            BazelOutputService(builds),
+        ),
+        (reapi["ContentAddressableStorage"], ContentAddressableStorage(store)),
+        (reapi["ActionCache"], ActionCache(state, store)),
+        (reapi["Capabilities"], Capabilities()),
+        (bytestream_pb2.DESCRIPTOR.services_by_name["ByteStream"], byte_stream),
+        (admin_pb2.DESCRIPTOR.services_by_name["Admin"], admin),
+    ]
+    health = Health([descriptor.full_name for descriptor, _ in services])
+    server = grpc.aio.server(options=SERVER_OPTIONS)
+    server.add_generic_rpc_handlers(
+        tuple(service_handler(*service) for service in [*services, (health_descriptor, health)])
+    )
+    sockets = [address.path for address in config.listen.addresses if isinstance(address, UnixAddress)]
+    for path in sockets:
+        _clear_stale_socket(path)
+    # A socket's own mode is what keeps others out where its directory does not; gRPC binds with the process's umask.
+    umask = os.umask(0o177)
+    try:
+        for address in config.listen.addresses:
+            _bind(server, address)
+    finally:
+        os.umask(umask)
+    await server.start()
+    health.set_serving(True)
+    try:
+        yield
+    finally:
+        health.set_serving(False)
+        await server.stop(_GRACE)
+        byte_stream.close()
+        for path in sockets:
+            with contextlib.suppress(FileNotFoundError):
+                os.unlink(path)
+
+
+def _bind(server: grpc.aio.Server, address: Address) -> None:
+    try:
+        server.add_insecure_port(address.target)
+    except RuntimeError as error:
+        raise Precondition(
+            f"cannot listen on {address}: it is in use, or its directory does not exist or is not ours"
+        ) from error
+
+
+def _clear_stale_socket(path: str) -> None:
+    """Remove a socket that nobody listens on. Raises Precondition when somebody does, or when it is no socket."""
+    try:
+        with socket.socket(socket.AF_UNIX) as probe:
+            probe.settimeout(1)
+            probe.connect(path)
+    except FileNotFoundError:
+        return
+    except ConnectionRefusedError:
+        os.unlink(path)
+        return
+    except OSError as error:
+        raise Precondition(f"cannot listen on unix:{path}: {error.strerror or error}") from error
+    raise Precondition(
+        f"cannot listen on unix:{path}: another process listens there, is outputd running already?"
+    )
+
+
+async def _spare_the_collector() -> None:
+    """Keep collections short: a full one over a million nodes stops everything for a quarter of a second.
+
+    Young objects are collected as ever; what has grown old is mostly tree, which reference counting frees (drive/reaper.py).
+    """
+    gc.set_threshold(10_000, 2, 1_000_000)
+    while True:
+        gc.freeze()
+        await asyncio.sleep(_FREEZE_EVERY)
+
+
+def _mount_facts(front: FuseFront, path: str) -> MountFacts:
+    session = front.session
+    if session is None or not session.minor:
+        return MountFacts(path, "", ())
+    features = [flag.name.lower() for flag in session.features if flag.name is not None]
+    return MountFacts(path, f"7.{session.minor}", features)
+
+
+def _remote_facts(remote: RemoteStore) -> RemoteFacts:
+    contact = remote.contact
+    return RemoteFacts(remote.url, contact.reached, contact.last_error, contact.last_error_time)

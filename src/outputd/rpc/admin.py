@@ -1,0 +1,99 @@
+"""outputd.v1.Admin: what the daemon tells of itself. Asking changes nothing and waits for nobody."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+from outputd import __version__
+from outputd._proto import admin_pb2
+from outputd.builds.builds import Builds
+from outputd.rpc.edge import Context
+from outputd.store.base import LocalStore
+
+
+@dataclass(frozen=True, slots=True)
+class MountFacts:
+    """The mounted file system, as its front knows it."""
+
+    path: str
+    abi: str
+    features: Sequence[str]
+
+
+@dataclass(frozen=True, slots=True)
+class RemoteFacts:
+    """The server behind the local store, as calls have shown it."""
+
+    url: str
+    reached: bool | None
+    """Whether the last call was answered; None before the first."""
+    last_error: str
+    last_error_time: float
+    """Seconds since 1970; 0 while there was none."""
+
+
+class Admin:
+    """The service. What it tells comes from where it is known, at the moment of the question."""
+
+    def __init__(
+        self,
+        builds: Builds,
+        store: LocalStore,
+        store_path: str,
+        listen_addresses: Sequence[str],
+        mount: Callable[[], MountFacts],
+        remote: Callable[[], RemoteFacts] | None,
+    ) -> None:
+        self._builds = builds
+        self._store = store
+        self._store_path = store_path
+        self._listen_addresses = listen_addresses
+        self._mount = mount
+        self._remote = remote
+        self._began = time.monotonic()
+
+    async def get_status(
+        self, _request: admin_pb2.GetStatusRequest, _context: Context
+    ) -> admin_pb2.GetStatusResponse:
+        mount = self._mount()
+        usage = await asyncio.to_thread(self._store.usage)
+        reply = admin_pb2.GetStatusResponse(
+            version=__version__,
+            pid=os.getpid(),
+            mount=admin_pb2.Mount(path=mount.path, abi=mount.abi, features=mount.features),
+            listen_addresses=self._listen_addresses,
+            store=admin_pb2.Store(
+                path=self._store_path,
+                blobs=usage.blobs,
+                blob_bytes=usage.blob_bytes,
+                total_bytes=usage.total,
+                available_bytes=usage.available,
+            ),
+        )
+        reply.uptime.FromMilliseconds(int((time.monotonic() - self._began) * 1000))
+        for base in await self._builds.describe():
+            described = reply.output_bases.add(
+                id=base.id,
+                running_build_id=base.running_build_id,
+                last_build_id=base.last_build_id,
+                entries=base.entries,
+                dirty=base.dirty,
+                save_error=base.save_error,
+            )
+            if base.last_build_time:
+                described.last_build_time.FromNanoseconds(base.last_build_time)
+        if self._remote is not None:
+            self._describe_remote(reply.remote, self._remote())
+        return reply
+
+    def _describe_remote(self, reply: admin_pb2.Remote, remote: RemoteFacts) -> None:
+        reply.url = remote.url
+        reply.last_error = remote.last_error
+        if remote.reached is not None:
+            reply.state = admin_pb2.Remote.REACHABLE if remote.reached else admin_pb2.Remote.FAILING
+        if remote.last_error_time:
+            reply.last_error_time.FromMilliseconds(int(remote.last_error_time * 1000))

@@ -1,0 +1,95 @@
+"""The names of hard-linked nodes, of which some may lie in collapsed directories. Never decides whether a name may be given.
+
+One node has several names but only one `parent` and `name`; the others stand in `Extra.linked`. Names in directories that are not
+loaded stand nowhere: the link count includes them, and they are met when their directory is expanded. What is recorded there may be
+outdated by then, so it counts for nothing; and before a volume is sealed, those directories are loaded (`Tree.lacking`).
+"""
+
+from __future__ import annotations
+
+from outputd.tree.node import Directory, Extra, Node, Volume
+from outputd.tree.outdate import outdate_holders
+from outputd.tree.rules import is_below
+
+
+def add_name(node: Node, directory: Directory, name: bytes) -> None:
+    """A name of a node that is met beside others, or was just given. The link count is the caller's."""
+    if node.parent is None:
+        node.parent, node.name = directory, name
+        return
+    extra = node.extra = node.extra or Extra()
+    if extra.linked is None:
+        extra.linked = []
+    extra.linked.append((directory, name))
+
+
+def move_name(node: Node, source: Directory, old: bytes, target: Directory, new: bytes) -> None:
+    """One of a node's names has changed."""
+    if node.parent is source and node.name == old:
+        node.parent, node.name = target, new
+        return
+    assert node.extra is not None and node.extra.linked is not None
+    node.extra.linked[node.extra.linked.index((source, old))] = (target, new)
+
+
+def lose_name(node: Node, directory: Directory, name: bytes) -> None:
+    """One of a node's names is gone; with the last one its place in the tree."""
+    extra = node.extra
+    if extra is None or extra.linked is None:
+        node.parent = None
+        return
+    extra.nlink -= 1
+    if node.parent is not directory or node.name != name:
+        extra.linked.remove((directory, name))
+    elif extra.linked:
+        node.parent, node.name = extra.linked.pop()
+    else:
+        node.parent = None  # any other names lie in collapsed directories
+    if extra.nlink == _met(node):
+        _forget_if_single(node, directory.volume)
+
+
+def meet(node: Node, directory: Directory, name: bytes) -> Node:
+    """The node that a name leads to, which was found in a directory that is being expanded: `node`, or the one known already."""
+    extra = node.extra
+    assert extra is not None
+    known = directory.volume.linked.setdefault(node.ino, node)
+    if known is node:
+        extra.linked = []
+    add_name(known, directory, name)
+    return known
+
+
+def partly_met(volume: Volume) -> list[Node]:
+    """Nodes of which some names were met, or are known from before, and others not."""
+    return [node for node in volume.linked.values() if node.nlink != _met(node)]
+
+
+def unmet(volume: Volume) -> Directory | None:
+    """A collapsed directory of the volume that holds names of hard-linked nodes, here or below."""
+    for directory in list(volume.unmet):
+        if is_below(directory, volume.root):
+            return directory
+        del volume.unmet[directory]
+    return None
+
+
+def give_up_unmet(node: Node, volume: Volume) -> None:
+    """The names of a node that were not met went with a directory that nobody had looked into."""
+    assert node.extra is not None
+    node.extra.nlink = _met(node)
+    outdate_holders(node, digests=False)
+    _forget_if_single(node, volume)
+
+
+def _met(node: Node) -> int:
+    """Names in expanded directories."""
+    extra = node.extra
+    linked = 0 if extra is None or extra.linked is None else len(extra.linked)
+    return linked + (node.parent is not None)
+
+
+def _forget_if_single(node: Node, volume: Volume) -> None:
+    """To a node whose names are all met no other name can lead any more, once it has at most one."""
+    if node.nlink <= 1:
+        volume.linked.pop(node.ino, None)
