@@ -35,7 +35,7 @@ test: check .venv-interop/installed ## check, then everything with real mounts, 
 	@echo "== All other tests"
 	@$(RUN) pytest -q tests --ignore=tests/unit --ignore=tests/model --ignore=tests/fuzz
 
-proto: .venv/proto ## generate src/outputd/_proto from protos/
+proto: .venv/checked ## generate src/outputd/_proto from protos/
 	@$(RUN) scripts.regenerate_protos
 
 docs: .venv/installed ## generate docs/reference
@@ -59,13 +59,8 @@ clean: ## remove everything that these targets made, but for generated sources
 	@touch $@
 
 .venv/checked: .venv/installed
-	@echo "== Python packages for the checks"
-	@$(RUN) pip install --quiet --disable-pip-version-check --group check
-	@touch $@
-
-.venv/proto: .venv/installed
-	@echo "== Python packages for generating protobuf code"
-	@$(RUN) pip install --quiet --disable-pip-version-check --group proto
+	@echo "== Python packages for the checks and for generating protobuf code"
+	@$(RUN) pip install --quiet --disable-pip-version-check --group check --group proto
 	@touch $@
 
 # Real servers of other projects, for tests/interop; apart, for their pins and ours need not agree.

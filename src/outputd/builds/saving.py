@@ -19,12 +19,11 @@ from outputd.builds.output_base import OutputBase
 from outputd.builds.pace import Pace
 from outputd.builds.state import SavedBase, State
 from outputd.builds.unfinished import Unfinished, decode, encode, file_at, unfinished_below
-from outputd.digest import DigestFunction
 from outputd.drive.content import Content
 from outputd.drive.ingest import Ingest
 from outputd.drive.loader import Loader
 from outputd.errors import Corrupt, OutputdError
-from outputd.tree.merkle import Sealed, Sink, seal
+from outputd.tree.merkle import Sealed, seal
 from outputd.tree.node import Directory, File, Local, Volume
 from outputd.tree.outdate import outdate_digest
 from outputd.tree.records import Reader, encode_leftover
@@ -70,9 +69,12 @@ class Saving:
     async def save(self, base: OutputBase) -> None:
         """Save an output base, whose lock the caller holds, durably."""
         volume = base.volume
-        function = volume.function
         finalized = None if base.finalized is None else await asyncio.to_thread(base.finalized.encode)
-        digest, record = await _sealed(volume.root, function, self._state.sink)
+        try:
+            digest, record = await self._sealed(volume)
+        except OutputdError as error:
+            self._not_saved(base, error)
+            return
         if base.removed:
             return
         # No await from here to `State.save`: what is written is one moment of the tree.
@@ -81,7 +83,7 @@ class Saving:
             base.id,
             volume.number,
             base.instance_name,
-            function,
+            volume.function,
             encode_leftover(b"", volume.root, digest, record),
             base.created,
             base.last_build_id,
@@ -91,10 +93,7 @@ class Saving:
         try:
             await self._state.save(saved, finalized)
         except OutputdError as error:
-            base.save_error = str(error)
-            _log.error(
-                "output base %s is not saved, a restart would find it as it was before: %s", base.id, error
-            )
+            self._not_saved(base, error)
         else:
             base.save_error = ""
             base.saved_changes = changes
@@ -124,6 +123,24 @@ class Saving:
             for base in unfinished:
                 await self.save(base)
         return bases
+
+    async def _sealed(self, volume: Volume) -> Sealed:
+        """What names the state of an output path at the moment this returns; all of it is in the state's sink."""
+        while (directory := self._tree.lacking(volume)) is not None:
+            await self._loader.load(directory)
+        pace = Pace()
+        for step in seal(volume.root, volume.function, self._state.sink):
+            if isinstance(step, Sealed):
+                return step
+            if pace.due:
+                await pace.turn()
+        raise AssertionError("sealing ends with its result")
+
+    def _not_saved(self, base: OutputBase, error: OutputdError) -> None:
+        base.save_error = str(error)
+        _log.error(
+            "output base %s is not saved, a restart would find it as it was before: %s", base.id, error
+        )
 
     def _restored(self, saved: SavedBase) -> OutputBase:
         now = self._now()
@@ -179,21 +196,6 @@ class Saving:
         return True
 
 
-async def _sealed(root: Directory, function: DigestFunction, sink: Sink) -> Sealed:
-    """What names the state of `root` and everything below at the moment this returns; all of it is in `sink`."""
-    if root.children is None:
-        # As it was restored: nobody has looked into it, so nothing in it has changed.
-        assert root.digest is not None and root.record is not None
-        return Sealed(root.digest, root.record)
-    pace = Pace()
-    for step in seal(root, function, sink):
-        if isinstance(step, Sealed):
-            return step
-        if pace.due:
-            await pace.turn()
-    raise AssertionError("sealing ends with its result")
-
-
 def _take_over(root: Directory, saved: Directory) -> None:
     """Make the root of a new volume what was saved: collapsed, with its attributes."""
     root.children = None
@@ -204,3 +206,6 @@ def _take_over(root: Directory, saved: Directory) -> None:
     root.mtime = saved.mtime
     root.ctime = saved.ctime
     root.extra = saved.extra
+    root.links = saved.links
+    if root.links:
+        root.volume.unmet[root] = None

@@ -138,13 +138,15 @@ class Staging:
         return None
 
     def _refusal(self, artifact: Digest | TreeReference, absent: frozenset[Digest]) -> OutputdError | None:
-        for digest in (artifact,) if isinstance(artifact, Digest) else artifact:
-            if digest in absent:
-                return NotFound(f"blob {digest}: is not in the CAS")
-            if isinstance(artifact, TreeReference) and digest and digest.size > self._max_tree_bytes:
-                return Invalid(
-                    f"tree {digest}: larger than outputs.max_tree_bytes allows, {self._max_tree_bytes} bytes"
-                )
+        needed = artifact if isinstance(artifact, Digest) else artifact.tree or artifact.root
+        if needed in absent:
+            return NotFound(f"blob {needed}: is not in the CAS")
+        if isinstance(artifact, TreeReference):
+            for digest in artifact:
+                if digest is not None and digest.size > self._max_tree_bytes:
+                    return Invalid(
+                        f"tree {digest}: larger than outputs.max_tree_bytes allows, {self._max_tree_bytes} bytes"
+                    )
         return None
 
     def _enter(self, steps: Sequence[bytes]) -> Directory:

@@ -13,6 +13,7 @@ import sqlite3
 import threading
 from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
 from dataclasses import dataclass
 from typing import Any, Final
 
@@ -66,13 +67,17 @@ class State:
     def __init__(self, directory: str, disk: Disk) -> None:
         """Lock the directory and open the database. Raises Precondition, Exhausted or Unavailable."""
         self._path = f"{directory}/state.db"
-        self._lock = DirectoryLock(directory, disk)
-        try:
+        with ExitStack() as opened:
+            self._lock = DirectoryLock(directory, disk)
+            opened.callback(self._lock.close)
             self._writing_connection, self.set_aside = open_database(self._path, disk)
+            opened.callback(self._writing_connection.close)
             self._reading_connection = connect(self._path)
-        except BaseException:
-            self._lock.close()
-            raise
+            opened.callback(self._reading_connection.close)
+            row = self._read("SELECT value FROM meta WHERE name = 'next_number'", ())
+            self._opened = opened.pop_all()
+        # 0 is the volume of the mount's own directories.
+        self._next_number = self._reserved_number = 1 if row is None else row[0]
         self._writer = ThreadPoolExecutor(1, "outputd-state")
         self._guard = threading.Lock()
         """Of the three fields below."""
@@ -82,9 +87,6 @@ class State:
         """Being written."""
         self._flush_due = False
         self.sink: Final = StateSink(self)
-        row = self._read("SELECT value FROM meta WHERE name = 'next_number'", ())
-        # 0 is the volume of the mount's own directories.
-        self._next_number = self._reserved_number = 1 if row is None else row[0]
 
     async def close(self) -> None:
         """Write what is left, give the directory free. The last one of its kind that may be called."""
@@ -94,9 +96,7 @@ class State:
             _log.error("what was loaded lately will have to be loaded again: %s", error)
         finally:
             self._writer.shutdown(wait=True)
-            self._reading_connection.close()
-            self._writing_connection.close()
-            self._lock.close()
+            self._opened.close()
 
     # drive's Objects
 

@@ -71,6 +71,7 @@ def as_data(status: GetStatusResponse) -> dict[str, object]:
                 else None,
                 "entries": base.entries,
                 "dirty": base.dirty,
+                "save_error": base.save_error or None,
             }
             for base in status.output_bases
         ],
@@ -120,7 +121,8 @@ def _lines(status: GetStatusResponse, console: Console) -> Iterator[str]:
             remote += f"; last error: {status.remote.last_error}"
     yield from columns(
         [
-            ("mount", f"{mount.path} (FUSE {mount.abi}; {', '.join(mount.features) or 'no extras'})"),
+            ("mount", mount.path),
+            ("kernel", f"FUSE {mount.abi}; {', '.join(mount.features) or 'no extras'}"),
             ("listen", ", ".join(status.listen_addresses)),
             ("store", f"{store.path}: {held}; {room}"),
             ("remote", remote),
@@ -133,6 +135,10 @@ def _lines(status: GetStatusResponse, console: Console) -> Iterator[str]:
     rows = [("OUTPUT BASE", "BUILD", "LAST BUILD", "ENDED", "ENTRIES", "CHANGED")]
     rows += [_row(base) for base in status.output_bases]
     yield from columns(rows)
+    for base in status.output_bases:
+        if base.save_error:
+            warning = f"warning: {base.id} could not be saved, a restart would bring back an older tree: {base.save_error}"
+            yield console.paint(Colour.YELLOW, warning)
 
 
 def _row(base: OutputBase) -> tuple[str, str, str, str, str, str]:

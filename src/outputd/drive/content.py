@@ -17,13 +17,16 @@ from typing import Final
 from outputd.digest import Digest
 from outputd.disk.disk import Disk
 from outputd.drive.flights import Flights
-from outputd.errors import Exhausted, NotFound, TimedOut, Unavailable
+from outputd.drive.threads import in_thread
+from outputd.errors import Exhausted, NotFound, TimedOut, TooLarge, Unavailable
 from outputd.store.base import BlobStore
 from outputd.tree.node import File, Local
 from outputd.tree.tree import Tree
 
 _log = logging.getLogger(__name__)
 
+_LARGE: Final = 16 << 20
+"""Bytes from which on to unlink a file does not go without a thread: ext4 takes 50 us a megabyte that is in the page cache."""
 _INLINE_COPY: Final = 256 << 10
 """Bytes up to which copy-out does not go to a thread."""
 
@@ -135,7 +138,9 @@ class Content:
             if opened.fd >= 0:
                 os.close(opened.fd)
             if isinstance(content, Local) and file.nlink == 0:
-                if file.lookups == 0:  # else the kernel can still open it; the tree drops it when that is forgotten
+                if (
+                    file.lookups == 0
+                ):  # else the kernel can still open it; the tree drops it when that is forgotten
                     self.discard(file)
                 return
         if writing and isinstance(content, Local) and content.writers == 0:
@@ -147,10 +152,11 @@ class Content:
     def discard(self, file: File) -> None:
         """Delete the private bytes of a file that nobody can reach any more; while handles are open this waits for the last."""
         if file not in self._open and isinstance(file.content, Local):
-            try:
-                os.unlink(self.private_path(file.content))
-            except FileNotFoundError:
-                _log.warning("private file %d was gone before it was discarded", file.content.key)
+            path = self.private_path(file.content)
+            if file.content.size < _LARGE:
+                _unlink(path)
+            else:
+                asyncio.get_running_loop().run_in_executor(None, _unlink, path)
 
     def sweep(self, keep: Collection[int]) -> int:
         """Delete what earlier runs left behind, but for the keys in `keep`; returns how many files that were. May run in a thread.
@@ -164,7 +170,7 @@ class Content:
                     self._disk.unlink(f"{self._private_dir}/{name}")
                     swept += 1
         except OSError as error:
-            raise _disk_error(error, self._private_dir) from error
+            raise disk_error(error, self._private_dir) from error
         return swept
 
     # bytes
@@ -180,23 +186,51 @@ class Content:
         fd = opened.fd if opened.fd >= 0 else self.descriptor(opened)
         return os.pread(fd, size, offset)
 
+    def writable_descriptor(self, opened: OpenFile) -> int:
+        """The descriptor of a file that is open for writing, to change its bytes with; `changed` is to be told of it."""
+        assert isinstance(opened.file.content, Local)
+        if opened.fd < 0:
+            opened.fd = self._open_private(opened.file.content)
+        return opened.fd
+
     def write(self, opened: OpenFile, offset: int, data: memoryview, *, append: bool) -> int:
         """Bytes written by a writing handle. Raises Exhausted when the disk is full, Unavailable when it fails."""
         file = opened.file
         local = file.content
         assert isinstance(local, Local)
-        if opened.fd < 0:
-            opened.fd = self._open_private(local)
+        fd = opened.fd if opened.fd >= 0 else self.writable_descriptor(opened)
         if append:
             offset = local.size
         try:
-            written = os.pwrite(opened.fd, data, offset)
+            written = os.pwrite(fd, data, offset)
         except OSError as error:
-            raise _disk_error(error, self._private_dir) from error
-        local.version += 1
-        local.size = max(local.size, offset + written)
-        file.mtime = file.ctime = time.time_ns()
+            raise disk_error(error, self._private_dir) from error
+        if offset + written > local.size:
+            local.size = offset + written
+        self._note_change(file, local)
         return written
+
+    def changed(self, opened: OpenFile) -> None:
+        """The bytes of a writing handle were changed through its descriptor."""
+        local = opened.file.content
+        assert isinstance(local, Local)
+        local.size = os.fstat(opened.fd).st_size
+        self._note_change(opened.file, local)
+
+    def is_local(self, file: File) -> bool:
+        """Whether reading needs nothing from elsewhere."""
+        return isinstance(file.content, Local) or self._blobs.local.has(file.content)
+
+    def blocks(self, file: File) -> int:
+        """What a file with local bytes takes on the disk, in units of 512 bytes (st_blocks)."""
+        assert isinstance(file.content, Local)
+        opened = self._open.get(file)
+        if opened is not None and opened.fd >= 0:
+            return os.fstat(opened.fd).st_blocks
+        try:
+            return os.stat(self.private_path(file.content)).st_blocks
+        except FileNotFoundError:
+            return 0  # lost in a crash; who reads it is told
 
     def truncate(self, file: File, size: int) -> None:
         """Set a file's length, through a handle or without one. Raises NotLocal(writable), Exhausted, Unavailable."""
@@ -210,10 +244,9 @@ class Content:
             try:
                 os.truncate(self.private_path(local), size)
             except OSError as error:
-                raise _disk_error(error, self._private_dir) from error
+                raise disk_error(error, self._private_dir) from error
             local.size = size
-        local.version += 1
-        file.mtime = file.ctime = time.time_ns()
+        self._note_change(file, local)
         if local.writers == 0:
             self._closed(file)
 
@@ -244,12 +277,12 @@ class Content:
                 if digest.size <= _INLINE_COPY:
                     self._disk.copy(source, target)
                 else:
-                    await asyncio.to_thread(self._disk.copy, source, target)
+                    await in_thread(lambda: self._disk.copy(source, target))
             except BaseException as error:
                 os.close(target)
                 os.unlink(self.private_path(local))
                 if isinstance(error, OSError):
-                    raise _disk_error(error, self._private_dir) from error
+                    raise disk_error(error, self._private_dir) from error
                 raise
         finally:
             os.close(source)
@@ -262,6 +295,11 @@ class Content:
         self._closed(
             file
         )  # in case the writer it was copied for never comes; ingest passes over files with writers
+
+    def _note_change(self, file: File, local: Local) -> None:
+        local.version += 1
+        file.mtime = file.ctime = time.time_ns()
+        self._tree.outdate_attributes(file)
 
     def _replace_by_empty(self, file: File) -> None:
         local, fd = self.new_local()
@@ -291,10 +329,20 @@ class Content:
         try:
             return os.open(self.private_path(local), os.O_RDWR | os.O_CLOEXEC | flags, 0o600)
         except OSError as error:
-            raise _disk_error(error, self._private_dir) from error
+            raise disk_error(error, self._private_dir) from error
 
 
-def _disk_error(error: OSError, path: str) -> Exhausted | Unavailable:
+def _unlink(path: str) -> None:
+    try:
+        os.unlink(path)
+    except OSError as error:
+        _log.warning("%s: cannot be discarded: %s", path, error.strerror)
+
+
+def disk_error(error: OSError, what: str) -> Exhausted | Unavailable:
+    """What an error of the disk below means; `what` names the path or the deed."""
+    if error.errno == errno.EFBIG:
+        return TooLarge(f"{what}: {os.strerror(error.errno)}")
     if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EMFILE, errno.ENFILE):
-        return Exhausted(f"{path}: {os.strerror(error.errno)}")
-    return Unavailable(f"{path}: {error.strerror}")
+        return Exhausted(f"{what}: {os.strerror(error.errno)}")
+    return Unavailable(f"{what}: {error.strerror}")

@@ -10,16 +10,18 @@ from outputd.digest import Digest, DigestFunction
 # What a blob adds to a batch beside its bytes: hash, size, status, lengths.
 _BLOB_OVERHEAD: Final = 150
 # So many digests are put into or taken out of a message in about 1 ms, in which the loop serves nobody else.
-_BLOBS_A_BATCH: Final = 500
+_BLOBS_A_BATCH: Final = 250
+_NO_SIZE: Final = bytes(8)
 
 
 def by_function(digests: Iterable[Digest]) -> dict[DigestFunction, list[Digest]]:
     """Without the empty blobs and each once; all digests of a request have one function (REv2)."""
-    found: dict[DigestFunction, list[Digest]] = {}
+    found: dict[int, list[Digest]] = {}
     for digest in dict.fromkeys(digests):
-        if digest.size:
-            found.setdefault(digest.function, []).append(digest)
-    return found
+        # By the digest's own bytes (function, then size): its properties would cost five times as much.
+        if digest[1:9] != _NO_SIZE:
+            found.setdefault(digest[0], []).append(digest)
+    return {DigestFunction(number): some for number, some in found.items()}
 
 
 def batches(digests: Iterable[Digest], limit: int) -> Iterator[list[Digest]]:

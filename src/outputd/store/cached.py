@@ -8,8 +8,9 @@ from __future__ import annotations
 
 import asyncio
 import os
-from collections.abc import AsyncGenerator, AsyncIterator, Collection, Iterator, Mapping, Sequence
-from contextlib import ExitStack, aclosing, contextmanager
+from collections import deque
+from collections.abc import AsyncGenerator, AsyncIterator, Collection, Mapping, Sequence
+from contextlib import aclosing
 from functools import partial
 from types import TracebackType
 from typing import Final, Self
@@ -28,10 +29,11 @@ _BATCH_BYTES: Final = 2 << 20
 _STRIDE: Final = 256 << 10
 # Up to here it is over before a thread has started: some lookups, some small files.
 _LOOKUPS_HERE: Final = 200
-_PUTS_HERE: Final = 8
+_PUTS_HERE: Final = 2
 _BYTES_HERE: Final = 64 << 10
-# Flights of one fetch_many at the same time.
+# Flights of one fetch_many at the same time, and how many of them begin before the loop gets its turn.
 _WINDOW: Final = 2_000
+_BOARDINGS_A_TURN: Final = 250
 
 
 class CachedStore:
@@ -67,25 +69,34 @@ class CachedStore:
     async def fetch(self, digest: Digest) -> None:
         if self._local.has(digest):
             return
-        with self._aboard(digest) as flight:
+        flight = self._board(digest)
+        try:
             await flight.arrival()
+        finally:
+            self._leave(flight)
 
     async def fetch_many(self, digests: Collection[Digest]) -> dict[Digest, Exception]:
         failures: dict[Digest, Exception] = {}
         missing = list(await self._missing_here(digests))
         for start in range(0, len(missing), _WINDOW):
-            with ExitStack() as stack:
-                flights = []
-                for digest in missing[start : start + _WINDOW]:
+            aboard: deque[Flight] = deque()
+            try:
+                for count, digest in enumerate(missing[start : start + _WINDOW], 1):
                     try:
-                        flights.append(stack.enter_context(self._aboard(digest)))
+                        aboard.append(self._board(digest))
                     except OutputdError as error:
                         failures[digest] = error
-                for flight in flights:
+                    if count % _BOARDINGS_A_TURN == 0:
+                        await asyncio.sleep(0)
+                while aboard:
                     try:
-                        await flight.arrival()
+                        await aboard[0].arrival()
                     except OutputdError as error:
-                        failures[flight.digest] = error
+                        failures[aboard[0].digest] = error
+                    self._leave(aboard.popleft())
+            finally:
+                for flight in aboard:
+                    self._leave(flight)
         return failures
 
     async def read(self, digest: Digest) -> bytes:
@@ -113,19 +124,21 @@ class CachedStore:
         else:
             await self._remote.write(digest, partial(self._pieces, digest))
 
-    @contextmanager
-    def _aboard(self, digest: Digest) -> Iterator[Flight]:
-        """Wait for a blob that is not here, with whoever waits for it already. Raises NotFound or Unavailable."""
+    def _board(self, digest: Digest) -> Flight:
+        """Wait for a blob that is not here, with whoever waits for it already; `_leave` must follow.
+
+        Raises NotFound or Unavailable.
+        """
         flight = self._flights.get(digest)
         if flight is None or flight.over:
             flight = self._take_off(digest)
         flight.board()
-        try:
-            yield flight
-        finally:
-            flight.leave()
-            if flight.over and self._flights.get(digest) is flight:
-                del self._flights[digest]
+        return flight
+
+    def _leave(self, flight: Flight) -> None:
+        flight.leave()
+        if flight.over and self._flights.get(flight.digest) is flight:
+            del self._flights[flight.digest]
 
     def _take_off(self, digest: Digest) -> Flight:
         if self._remote is None:

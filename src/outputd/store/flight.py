@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from types import TracebackType
 
 from outputd.digest import Digest
-from outputd.errors import Unavailable
+from outputd.errors import OutputdError, Unavailable
 
 
 class Flight:
@@ -55,8 +55,12 @@ class Flight:
             return
         if error is None:
             self._landed.set_result(None)
-        else:
-            self._landed.set_exception(error)
+            return
+        self._landed.set_exception(error)
+        if isinstance(error, OutputdError):
+            # Looked at: when all who wait were cancelled at this moment, a fault of the world is no news. One of ours is, and
+            # asyncio reports it.
+            self._landed.exception()
 
     def _end_if_over(self) -> None:
         if self._departure is not None:
@@ -91,8 +95,16 @@ class Departure:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> bool:
-        # Usually all flights are over, which is why the task was cancelled. Whoever does wait was not cancelled himself.
+        if not isinstance(error, OutputdError | asyncio.CancelledError | None):
+            self._report_unless_awaited(error)
+        # Usually all flights are over when the task was cancelled: that is why it was. Whoever does wait was not cancelled.
         cancelled = isinstance(error, asyncio.CancelledError)
         for flight in self._flights:
             flight.land(Unavailable("the transfer was cancelled") if cancelled else error)
         return isinstance(error, Exception)
+
+    def _report_unless_awaited(self, error: BaseException) -> None:
+        """A fault of ours that nobody is left to be told goes to the log."""
+        if all(flight.over for flight in self._flights):
+            message = f"bringing blob {self._flights[0].digest} failed when nobody wanted it any more"
+            asyncio.get_running_loop().call_exception_handler({"message": message, "exception": error})

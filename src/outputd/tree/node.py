@@ -90,6 +90,18 @@ class Node:
             return 1 if extra is None else extra.nlink
         return 0 if extra is None or extra.linked is None else extra.nlink
 
+    @property
+    def atime(self) -> int:
+        """Nanoseconds since 1970: what was set, else the mtime. Reading does not change it."""
+        extra = self.extra
+        return self.mtime if extra is None or extra.atime is None else extra.atime
+
+    def set_atime(self, atime: int) -> None:
+        """To be set after the mtime: an atime that is the same takes no room."""
+        if atime != self.atime:
+            self.extra = self.extra or Extra()
+            self.extra.atime = atime
+
 
 class File(Node):
     """A regular file: a blob by digest, or local bytes."""

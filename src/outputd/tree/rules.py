@@ -40,6 +40,12 @@ def entries(directory: Directory) -> dict[bytes, Node]:
     return directory.children
 
 
+def may_change(node: Node) -> bool:
+    """Whether attributes and bytes of a node may be changed: not in the read-only part above the output paths."""
+    holder = node if isinstance(node, Directory) else node.parent
+    return holder is None or holder.volume.writable
+
+
 def may_enter(directory: Directory, name: bytes) -> Status:
     """Whether a new name may be entered. Raises NotLoaded."""
     if not directory.volume.writable:

@@ -22,6 +22,9 @@ class Status(enum.Enum):
     NAME_TOO_LONG = "a name has at most 255 bytes"
     TOO_MANY_LINKS = "too many hard links"
     NOT_PERMITTED = "not permitted on this kind of node"
+    NO_ATTRIBUTE = "no such extended attribute"
+    NO_ROOM = "a limit of what one node can hold"
+    UNSUPPORTED = "not offered here"
 
 
 class NotLoaded(Exception):

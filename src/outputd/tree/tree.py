@@ -47,6 +47,8 @@ class Tree:
         self._enter(self.root, b"outputs", self.outputs, now)
         self.inodes: dict[int, Node] = {ROOT_INO: self.root}
         """Nodes the kernel knows, by inode number."""
+        self.nameless: dict[File, Volume] = {}
+        """Files that have no name yet (O_TMPFILE), each with the only volume where it may get one."""
         self.stale: list[tuple[Directory, bytes | None]] = []
         """What the kernel may remember wrongly since a change that did not come from it: a name of a directory, or the
         directory's own attributes (None). Whoever made the change takes the list and tells the kernel."""
@@ -161,15 +163,23 @@ class Tree:
         return node
 
     def link(self, node: Node, directory: Directory, name: bytes, now: int) -> Status:
-        """link(2), also for symlinks and specials, as Linux has it. A node whose last name is gone does not come back."""
+        """link(2), also for symlinks and specials, as Linux has it. A node whose last name is gone does not come back; one that
+        never had a name gets its first."""
         refused = may_enter(directory, name)
         if refused is not Status.OK:
             return refused
         if isinstance(node, Directory):
             return Status.NOT_PERMITTED
+        volume = directory.volume
+        if isinstance(node, File) and node in self.nameless:
+            if self.nameless[node] is not volume:
+                return Status.CROSS_DEVICE
+            del self.nameless[node]
+            node.ctime = now
+            self._enter(directory, name, node, now)
+            return Status.OK
         if node.nlink == 0:
             return Status.ABSENT
-        volume = directory.volume
         if volume is not node.parent.volume if node.parent else volume.linked.get(node.ino) is not node:
             return Status.CROSS_DEVICE
         if node.nlink >= MAX_LINKS:
@@ -183,6 +193,16 @@ class Tree:
         self._touch(directory, now)
         node.ctime = now
         self.outdate_attributes(node)
+        return Status.OK
+
+    def create_nameless(self, directory: Directory, file: File, *, uid: int, gid: int) -> Status:
+        """open(2) with O_TMPFILE: a file that `link` may give its first name, anywhere in the volume of `directory`."""
+        if not directory.volume.writable:
+            return Status.READ_ONLY
+        if directory.removed:
+            return Status.ABSENT
+        self.own(file, directory, uid, gid)
+        self.nameless[file] = directory.volume
         return Status.OK
 
     def unlink(self, directory: Directory, name: bytes, now: int) -> Status:
@@ -397,6 +417,7 @@ class Tree:
             if node.children:
                 self.dropped.append(node)
         elif isinstance(node, File) and _is_free(node):
+            self.nameless.pop(node, None)
             self.dropped.append(node)
 
     def _touch(self, directory: Directory, now: int) -> None:

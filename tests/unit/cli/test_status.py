@@ -21,7 +21,7 @@ def test_people(outputd: Commands, daemon: GetStatusResponse) -> None:
     daemon.store.blobs, daemon.store.blob_bytes = 12345, 3 << 29
     daemon.output_bases.add(id="b1", running_build_id="i-2", last_build_id="i-1", entries=2000, dirty=True)
     daemon.output_bases[0].last_build_time.FromSeconds(1_800_000_000)
-    daemon.output_bases.add(id="b2")
+    daemon.output_bases.add(id="b2", save_error="no room")
     daemon.remote.url, daemon.remote.state, daemon.remote.last_error = (
         "grpc://h:1",
         Remote.FAILING,
@@ -31,7 +31,8 @@ def test_people(outputd: Commands, daemon: GetStatusResponse) -> None:
     assert (spoken.code, spoken.err) == (0, "")
     assert spoken.out.splitlines() == [
         "outputd 9.9, pid 321, up 1 h 2 min",
-        "mount   /mnt/out (FUSE 7.45; readdirplus, passthrough)",
+        "mount   /mnt/out",
+        "kernel  FUSE 7.45; readdirplus, passthrough",
         "listen  unix:/s, 127.0.0.1:1",
         "store   /c: 12 345 blobs, 1.5 GiB; 30 GiB of 100 GiB free",
         "remote  grpc://h:1, failing; last error: h:1 is away",
@@ -39,6 +40,7 @@ def test_people(outputd: Commands, daemon: GetStatusResponse) -> None:
         "OUTPUT BASE  BUILD        LAST BUILD  ENDED                 ENTRIES  CHANGED",
         "b1           running i-2  i-1         2027-01-15T08:00:00Z  2 000    yes",
         "b2           none         -           -                     0        no",
+        "warning: b2 could not be saved, a restart would bring back an older tree: no room",
     ]
 
 
@@ -69,6 +71,7 @@ def test_programs(outputd: Commands, daemon: GetStatusResponse) -> None:
             "last_build_time": None,
             "entries": 1 << 40,
             "dirty": False,
+            "save_error": None,
         }
     ]
 

@@ -47,6 +47,8 @@ class Fault:
     """Serve other bytes of the right length."""
     extra: bytes = b""
     """Serve these after the last byte."""
+    empty: int = 0
+    """Serve so many pieces without a byte first."""
     compressed: bool = False
     """Say that the data of a batch is zstd."""
     garbage: bool = False
@@ -250,6 +252,8 @@ class FakeRemote:
         if not 0 <= request.read_offset <= len(data):
             await context.abort(grpc.StatusCode.OUT_OF_RANGE, "offset outside of the blob")
         data = (other(data) if fault.wrong else data) + fault.extra
+        for _ in range(fault.empty):
+            yield bytestream.ReadResponse().SerializeToString()
         end = len(data) if fault.after is None else request.read_offset + fault.after
         for start in range(request.read_offset, end, PIECE):
             yield bytestream.ReadResponse(data=data[start : min(start + PIECE, end)]).SerializeToString()

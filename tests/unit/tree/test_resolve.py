@@ -240,7 +240,10 @@ def test_links_are_counted_over_the_whole_path() -> None:
 def test_an_alias_counts_as_a_link() -> None:
     volume = build({"back": f"{EXECROOT}/bazel-out/back"})[1]
     assert ask(volume, "back", follow=True).kind is LOOP
-    to_alias = {"link0": f"{EXECROOT}/bazel-out", **{f"link{i}": f"link{i - 1}" for i in range(1, 41)}}
+    to_alias: dict[str, str | None] = {
+        "link0": f"{EXECROOT}/bazel-out",
+        **{f"link{i}": f"link{i - 1}" for i in range(1, 41)},
+    }
     volume = build(to_alias)[1]
     assert ask(volume, "link38", follow=True).kind is D  # 38 links to link0, link0, the alias: 40
     assert ask(volume, "link39", follow=True).kind is LOOP

@@ -5,8 +5,9 @@ from __future__ import annotations
 import errno
 from typing import Final, NamedTuple
 
+from outputd.drive.content import Content
 from outputd.front.fuse.errnos import OF_STATUS
-from outputd.tree.node import Directory, File, Node, Special, Symlink
+from outputd.tree.node import Directory, File, Local, Node, Special, Symlink
 from outputd.tree.status import Status
 from outputd.tree.tree import Tree
 from outputd.wire.fuse_reply import (
@@ -36,8 +37,9 @@ class Timeouts(NamedTuple):
 class Answers:
     """Encodes what handlers found."""
 
-    def __init__(self, tree: Tree, timeouts: Timeouts) -> None:
+    def __init__(self, tree: Tree, content: Content, timeouts: Timeouts) -> None:
         self._tree = tree
+        self._content = content
         self.validity = entry_validity(timeouts.entry, timeouts.attributes)
         self._attributes_validity = attr_validity(timeouts.attributes)
         self._negative_validity = entry_validity(timeouts.negative, 0)
@@ -48,7 +50,10 @@ class Answers:
         rdev = 0
         if isinstance(node, File):
             size = node.content.size
-            blocks = (size + 511) >> 9
+            # A blob without holes, as ext4 would keep it; private files may have holes.
+            blocks = (
+                self._content.blocks(node) if isinstance(node.content, Local) else (size + 4095 >> 12) << 3
+            )
         elif isinstance(node, Directory):
             size, blocks = _BLOCK_SIZE, _BLOCK_SIZE >> 9
         elif isinstance(node, Symlink):
@@ -57,13 +62,11 @@ class Answers:
             size = blocks = 0
             rdev = node.rdev if isinstance(node, Special) else 0
         mtime = atime = node.mtime
-        extra = node.extra
-        if extra is None:
+        if node.extra is None:
             uid, gid = self._tree.uid, self._tree.gid
         else:
             uid, gid = self._tree.owner(node)
-            if extra.atime is not None:
-                atime = extra.atime
+            atime = node.atime
         return attr(
             node.ino,
             size,

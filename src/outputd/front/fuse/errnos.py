@@ -33,6 +33,9 @@ OF_STATUS: Final[dict[Status, int]] = {
     Status.NAME_TOO_LONG: errno.ENAMETOOLONG,
     Status.TOO_MANY_LINKS: errno.EMLINK,
     Status.NOT_PERMITTED: errno.EPERM,
+    Status.NO_ATTRIBUTE: errno.ENODATA,
+    Status.NO_ROOM: errno.ENOSPC,
+    Status.UNSUPPORTED: errno.EOPNOTSUPP,
 }
 
 OF_ERROR: Final[dict[type[OutputdError], int]] = {

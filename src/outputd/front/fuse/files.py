@@ -2,20 +2,19 @@
 
 from __future__ import annotations
 
-import asyncio
 import errno
 import os
 import stat
 import time
 from collections.abc import Awaitable, Callable
 
-from outputd.drive.content import Content, OpenFile
-from outputd.errors import Unavailable
+from outputd.drive.content import Content, NotLocal, OpenFile, disk_error
+from outputd.drive.threads import in_thread
 from outputd.front.fuse.answers import Answers
 from outputd.tree.node import MAX_NAME, Directory, File
 from outputd.tree.status import Status
 from outputd.tree.tree import Tree
-from outputd.wire.fuse_abi import FOPEN_KEEP_CACHE
+from outputd.wire.fuse_abi import FOPEN_KEEP_CACHE, FSYNC_FDATASYNC, WRITE_CACHE
 from outputd.wire.fuse_reply import (
     create_reply,
     data_header,
@@ -38,12 +37,11 @@ from outputd.wire.fuse_request import (
 class Handle:
     """An open file description of the kernel."""
 
-    __slots__ = ("append", "opened", "writing")
+    __slots__ = ("opened", "writing")
 
     def __init__(self, opened: OpenFile, flags: int) -> None:
         self.opened = opened
         self.writing = flags & os.O_ACCMODE != os.O_RDONLY
-        self.append = bool(flags & os.O_APPEND)
 
 
 class Files:
@@ -93,6 +91,23 @@ class Files:
             return self._answers.refuse(unique, status)
         return self._created(unique, file, directory, self._content.open_created(file, fd), flags | os.O_RDWR)
 
+    def tmpfile(self, unique: int, nodeid: int, uid: int, gid: int, message: memoryview, end: int) -> bytes:
+        """open(2) with O_TMPFILE; the kernel refuses to link(2) the file later where O_EXCL forbids it."""
+        flags, mode, _, _, _ = decode_create(message, end)
+        directory = self._tree.inodes[nodeid]
+        assert isinstance(directory, Directory)
+        local, fd = self._content.new_local()
+        file = File(stat.S_IFREG | (mode & 0o7777), time.time_ns(), local)
+        status = self._tree.create_nameless(directory, file, uid=uid, gid=gid)
+        if status is not Status.OK:
+            self._content.close_created(file, fd)
+            return self._answers.refuse(unique, status)
+        return self._created(unique, file, directory, self._content.open_created(file, fd), flags | os.O_RDWR)
+
+    def opened(self, fh: int) -> OpenFile:
+        """The inode behind an open handle."""
+        return self._handles[fh].opened
+
     def open(self, unique: int, nodeid: int, uid: int, gid: int, message: memoryview, end: int) -> bytes:
         flags, _ = decode_open(message, end)
         file = self._tree.inodes[nodeid]
@@ -109,9 +124,11 @@ class Files:
         return None
 
     def write(self, unique: int, nodeid: int, uid: int, gid: int, message: memoryview, end: int) -> bytes:
-        fh, offset, _, _, _, data = decode_write(message, end)
-        handle = self._handles[fh]
-        return write_reply(unique, self._content.write(handle.opened, offset, data, append=handle.append))
+        fh, offset, write_flags, _, flags, data = decode_write(message, end)
+        # O_APPEND as it is now (fcntl(2) can change it), but never for dirty pages of a mapping: they have their place, and the
+        # kernel writes them through any writing handle of the inode.
+        append = bool(flags & os.O_APPEND) and not write_flags & WRITE_CACHE
+        return write_reply(unique, self._content.write(self._handles[fh].opened, offset, data, append=append))
 
     def release(self, unique: int, nodeid: int, uid: int, gid: int, message: memoryview, end: int) -> bytes:
         self.drop(decode_release(message, end)[0])
@@ -126,10 +143,11 @@ class Files:
         self, unique: int, nodeid: int, uid: int, gid: int, message: memoryview, end: int
     ) -> bytes | Awaitable[bytes]:
         fh, flags = decode_fsync(message, end)
-        handle = self._handles[fh]
-        if not handle.writing:
-            return empty_reply(unique)
-        return self._synced(unique, self._content.descriptor(handle.opened), data_only=bool(flags & 1))
+        try:
+            fd = self._content.descriptor(self._handles[fh].opened)
+        except NotLocal:
+            return empty_reply(unique)  # no byte of it is here that could be lost
+        return self._synced(unique, fd, os.fdatasync if flags & FSYNC_FDATASYNC else os.fsync)
 
     def statfs(self, unique: int, nodeid: int, uid: int, gid: int, message: memoryview, end: int) -> bytes:
         room = os.statvfs(self._store_dir)
@@ -150,12 +168,12 @@ class Files:
         for fh in list(self._handles):
             self.drop(fh)
 
-    async def _synced(self, unique: int, fd: int, *, data_only: bool) -> bytes:
+    async def _synced(self, unique: int, fd: int, sync: Callable[[int], None]) -> bytes:
         own = os.dup(fd)  # the handle may be released meanwhile
         try:
-            await asyncio.to_thread(os.fdatasync if data_only else os.fsync, own)
+            await in_thread(lambda: sync(own))
         except OSError as error:
-            raise Unavailable(f"fsync: {error.strerror}") from error
+            raise disk_error(error, "fsync") from error
         finally:
             os.close(own)
         return empty_reply(unique)

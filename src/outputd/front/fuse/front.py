@@ -8,6 +8,7 @@ import os
 
 from outputd.drive.content import Content
 from outputd.drive.driver import Driver
+from outputd.drive.extents import Extents
 from outputd.drive.reaper import Reaper
 from outputd.errors import OutputdError
 from outputd.front.fuse.answers import Answers, Timeouts
@@ -16,7 +17,9 @@ from outputd.front.fuse.files import Files
 from outputd.front.fuse.listings import Listings
 from outputd.front.fuse.mount import Mount, Unmounted, abort, mount, unmount
 from outputd.front.fuse.names import Names
+from outputd.front.fuse.ranges import Ranges
 from outputd.front.fuse.session import Session
+from outputd.front.fuse.xattrs import Xattrs
 from outputd.tree.node import Directory
 from outputd.tree.tree import Tree
 
@@ -36,6 +39,7 @@ class FuseFront:
         *,
         timeouts: Timeouts,
         store_dir: str,
+        xattrs: bool = True,
     ) -> None:
         self._tree = tree
         self._driver = driver
@@ -44,6 +48,7 @@ class FuseFront:
         self._tasks = tasks
         self._timeouts = timeouts
         self._store_dir = store_dir
+        self._xattrs = xattrs
         self._mount: Mount | None = None
         self._channel: Channel | None = None
         self._notifier: Notifier | None = None
@@ -59,10 +64,12 @@ class FuseFront:
         self._mount = mounted
         self._channel = channel = Channel(mounted.fd)
         self._notifier = notifier = Notifier(mounted.fd, loop)
-        answers = Answers(self._tree, self._timeouts)
+        answers = Answers(self._tree, self._content, self._timeouts)
         names = Names(self._tree, self._content, answers)
         self._files = files = Files(self._tree, self._content, answers, self._store_dir, channel.reply_parts)
         listings = Listings(self._tree, answers)
+        ranges = Ranges(files, Extents(self._content), answers)
+        xattrs = Xattrs(self._tree, self._content, answers) if self._xattrs else None
         self.session = Session(
             self._tree,
             self._driver,
@@ -73,6 +80,8 @@ class FuseFront:
             names,
             files,
             listings,
+            ranges,
+            xattrs,
         )
         channel.attach(loop, self.session.on_request, self._on_end)
         if mounted.replaced:

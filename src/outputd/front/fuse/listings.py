@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 
+from outputd.digest import Digest
 from outputd.front.fuse.answers import Answers
 from outputd.tree.node import Directory, File, Node
 from outputd.tree.tree import Tree
@@ -109,7 +110,12 @@ class Listings:
         """A record with attributes; counts a kernel reference, but for `.` and `..` (fuse_direntplus_link)."""
         ino = self._tree.remember(node, directory) if cookie > 2 else node.ino
         mtime = node.mtime
-        if isinstance(node, File) and node.extra is None and node.ctime == mtime:
+        if (
+            isinstance(node, File)
+            and node.extra is None
+            and node.ctime == mtime
+            and isinstance(node.content, Digest)
+        ):
             if mtime != self._split[0]:  # staged files share the time of their call
                 self._split = (mtime, *divmod(mtime, 1_000_000_000))
             tree = self._tree

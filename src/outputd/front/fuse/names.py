@@ -8,7 +8,8 @@ import time
 
 from outputd.drive.content import Content
 from outputd.front.fuse.answers import Answers
-from outputd.tree.node import Directory, Extra, File, Node, Special, Symlink
+from outputd.tree.node import Directory, File, Node, Special, Symlink
+from outputd.tree.rules import may_change
 from outputd.tree.status import NotLoaded, Status
 from outputd.tree.tree import Tree
 from outputd.wire.fuse_abi import (
@@ -78,7 +79,7 @@ class Names:
     def setattr(self, unique: int, nodeid: int, uid: int, gid: int, message: memoryview, end: int) -> bytes:
         valid, _, size, _, atime, mtime, _, mode, new_uid, new_gid = decode_setattr(message, end)
         node = self._inodes[nodeid]
-        if not self._writable(node):
+        if not may_change(node):
             return error_reply(unique, errno.EROFS)
         now = time.time_ns()
         if valid & FATTR_SIZE:
@@ -88,11 +89,13 @@ class Names:
         if valid & (FATTR_MTIME | FATTR_ATIME):
             if isinstance(node, Directory) and node.children is None:
                 raise NotLoaded(node)  # entries without a time of their own show the directory's
+            if not valid & FATTR_ATIME:
+                atime = node.atime
+            elif valid & FATTR_ATIME_NOW:
+                atime = now
             if valid & FATTR_MTIME:
                 node.mtime = now if valid & FATTR_MTIME_NOW else mtime
-            if valid & FATTR_ATIME:
-                extra = node.extra = node.extra or Extra()
-                extra.atime = now if valid & FATTR_ATIME_NOW else atime
+            node.set_atime(atime)
         if valid & FATTR_MODE:
             executable = bool(node.mode & 0o100)
             node.mode = stat.S_IFMT(node.mode) | (mode & 0o7777)
@@ -118,10 +121,10 @@ class Names:
 
     def mknod(self, unique: int, nodeid: int, uid: int, gid: int, message: memoryview, end: int) -> bytes:
         mode, rdev, _, name = decode_mknod(message, end)
-        if stat.S_ISBLK(mode) or stat.S_ISCHR(mode):
-            return error_reply(unique, errno.EPERM)  # the mount is nodev: a device could not be opened
         now = time.time_ns()
-        if stat.S_ISFIFO(mode) or stat.S_ISSOCK(mode):
+        if not stat.S_ISREG(
+            mode
+        ):  # a device can be made by those who may (CAP_MKNOD), and opened by nobody: the mount is nodev
             return self._enter(unique, nodeid, name, Special(mode, now, rdev), uid, gid)
         local, fd = self._content.new_local()
         file = File(stat.S_IFREG | (mode & 0o7777), now, local)
@@ -183,8 +186,3 @@ class Names:
         if status is not Status.OK:
             return self._answers.refuse(unique, status)
         return self._answers.entry(unique, node, directory)
-
-    def _writable(self, node: Node) -> bool:
-        if isinstance(node, Directory):
-            return node.volume.writable
-        return node.parent is None or node.parent.volume.writable

@@ -23,6 +23,8 @@ from outputd.front.fuse.errnos import of_error
 from outputd.front.fuse.files import Files
 from outputd.front.fuse.listings import Listings
 from outputd.front.fuse.names import Names
+from outputd.front.fuse.ranges import Ranges
+from outputd.front.fuse.xattrs import Xattrs
 from outputd.tree.node import Directory, Node
 from outputd.tree.status import NotLoaded
 from outputd.tree.tree import ROOT_INO, Tree
@@ -81,7 +83,10 @@ class Session:
         names: Names,
         files: Files,
         listings: Listings,
+        ranges: Ranges,
+        xattrs: Xattrs | None,
     ) -> None:
+        """Without `xattrs` the kernel is told that there are none, and asks no more."""
         self._tree = tree
         self._driver = driver
         self._reaper = reaper
@@ -116,6 +121,10 @@ class Session:
             Opcode.WRITE: files.write,
             Opcode.RELEASE: files.release,
             Opcode.FSYNC: files.fsync,
+            Opcode.TMPFILE: files.tmpfile,
+            Opcode.FALLOCATE: ranges.fallocate,
+            Opcode.LSEEK: ranges.lseek,
+            Opcode.COPY_FILE_RANGE: ranges.copy_file_range,
             Opcode.STATFS: files.statfs,
             Opcode.OPENDIR: listings.opendir,
             Opcode.READDIR: listings.readdir,
@@ -124,8 +133,15 @@ class Session:
             Opcode.INIT: self._init,
             Opcode.INTERRUPT: self._interrupt,
             Opcode.DESTROY: self._destroy,
-            # ENOSYS to FLUSH, FSYNCDIR, ACCESS and the xattr calls is remembered by the kernel for good: it stops asking.
+            # ENOSYS to FLUSH, FSYNCDIR and ACCESS is remembered by the kernel for good: it stops asking.
         }
+        if xattrs is not None:
+            self._handlers |= {
+                Opcode.SETXATTR: xattrs.setxattr,
+                Opcode.GETXATTR: xattrs.getxattr,
+                Opcode.LISTXATTR: xattrs.listxattr,
+                Opcode.REMOVEXATTR: xattrs.removexattr,
+            }
 
     @property
     def waiting(self) -> int:
@@ -239,7 +255,7 @@ class Session:
         (first,) = struct.unpack_from("=Q", answer, 16)
         if opcode in (Opcode.LOOKUP, Opcode.MKNOD, Opcode.MKDIR, Opcode.SYMLINK, Opcode.LINK):
             self._tree.forget(first, 1)
-        elif opcode == Opcode.CREATE:
+        elif opcode in (Opcode.CREATE, Opcode.TMPFILE):
             self._files.drop(struct.unpack_from("=Q", answer, 144)[0])
             self._tree.forget(first, 1)
         elif opcode == Opcode.OPEN:

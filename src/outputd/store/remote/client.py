@@ -38,8 +38,10 @@ _WRITE: Final = "/google.bytestream.ByteStream/Write"
 # 10 000 digests of 75 bytes stay well below the 4 MiB that any gRPC server takes.
 _DIGESTS_A_CALL: Final = 10_000
 _UPLOAD_PIECE: Final = 1 << 20
-# Digests put into or taken out of a message before the loop gets its turn: about 0.5 ms.
-_DIGESTS_A_TURN: Final = 500
+# Stream pieces without a byte are legal and, without a limit, a way to keep us for ever.
+_EMPTY_PIECES: Final = 1_000
+# Digests put into or taken out of a message before the loop gets its turn: about 0.7 ms.
+_DIGESTS_A_TURN: Final = 250
 # Hashing less than this is over before a thread has started.
 _HASH_HERE: Final = 64 << 10
 
@@ -55,9 +57,14 @@ class RemoteStore:
         self._connection = Connection(parse_endpoint(url), self._options)
         self._instance_name = instance_name
         self._asking = asyncio.Lock()
+        self._turn = asyncio.Lock()
         self._abilities: RemoteAbilities | None = None
         self._abilities_of = 0
         """The connection's losses when the abilities were told; they are asked for anew after another."""
+        self._attempts = 0
+        """How often they were asked for."""
+        self._refusal: OutputdError | None = None
+        """What came of it the last time, if not the abilities."""
 
     @property
     def url(self) -> str:
@@ -72,24 +79,34 @@ class RemoteStore:
         await self._connection.close()
 
     async def abilities(self) -> RemoteAbilities:
+        attempts = self._attempts
         async with self._asking:
-            if self._abilities is None or self._abilities_of != self._connection.losses:
+            if self._abilities is not None and self._abilities_of == self._connection.losses:
+                return self._abilities
+            if self._attempts != attempts and self._refusal is not None:
+                # Somebody asked while we waited for our turn, as long as it makes sense, and in vain.
+                raise self._refusal
+            try:
                 self._abilities = await self._ask_abilities()
-                self._abilities_of = self._connection.losses
+                self._refusal = None
+            except OutputdError as error:
+                self._refusal = error
+                raise
+            finally:
+                self._attempts += 1
+            self._abilities_of = self._connection.losses
             return self._abilities
 
     async def find_missing(self, digests: Collection[Digest]) -> set[Digest]:
-        wanted = by_function(digests)
-        if not wanted:
-            return set()
-        await self._offering(*wanted)
-        calls = [
-            (function, some[start : start + _DIGESTS_A_CALL])
-            for function, some in wanted.items()
-            for start in range(0, len(some), _DIGESTS_A_CALL)
-        ]
+        wanted = list(digests)
         missing: set[Digest] = set()
-        return missing.union(*await in_parallel([self._find_missing(*call) for call in calls]))
+        await in_parallel(
+            [
+                self._find_missing(wanted[start : start + _DIGESTS_A_CALL], missing)
+                for start in range(0, len(wanted), _DIGESTS_A_CALL)
+            ]
+        )
+        return missing
 
     async def read_batch(self, digests: Collection[Digest]) -> Mapping[Digest, bytes | OutputdError]:
         wanted = by_function(digests)
@@ -110,6 +127,7 @@ class RemoteStore:
         doing = f"read blob {digest}"
         tries = Tries(self._options.retry_seconds)
         size = digest.size
+        empty = 0
         if offset < size:
             await self._offering(digest.function)
         while offset < size:
@@ -122,6 +140,11 @@ class RemoteStore:
                         break
                     piece = _parse(bytestream.ReadResponse, reply, doing).data
                     if not piece:
+                        empty += 1
+                        if empty > _EMPTY_PIECES:
+                            raise Corrupt(
+                                f"blob {digest} from {self.url}: pieces come without a byte in them"
+                            )
                         continue
                     offset += len(piece)
                     if offset > size:
@@ -191,24 +214,39 @@ class RemoteStore:
                 )
         return abilities
 
-    async def _find_missing(self, function: DigestFunction, digests: list[Digest]) -> set[Digest]:
-        doing = f"find missing blobs of {len(digests)}"
-        request = reapi.FindMissingBlobsRequest(
-            instance_name=self._instance_name, digest_function=reapi.DigestFunction.Value.Value(function.name)
-        )
-        add = request.blob_digests.add
-        for start in range(0, len(digests), _DIGESTS_A_TURN):
-            for digest in digests[start : start + _DIGESTS_A_TURN]:
-                add(hash=digest.hash_hex, size_bytes=digest.size)
-            await asyncio.sleep(0)
-        reply = await self._call(_FIND_MISSING, request.SerializeToString(), doing)
-        named = _parse(reapi.FindMissingBlobsResponse, reply, doing).missing_blob_digests
-        missing = set()
-        for start in range(0, len(named), _DIGESTS_A_TURN):
-            for message in named[start : start + _DIGESTS_A_TURN]:
-                missing.add(self._digest(function, message, doing))
-            await asyncio.sleep(0)
-        return missing.intersection(digests)
+    async def _find_missing(self, digests: list[Digest], missing: set[Digest]) -> None:
+        """Add those of `digests` that the server lacks to `missing`: a call for each of their functions."""
+        requests: dict[DigestFunction, reapi.FindMissingBlobsRequest] = {}
+        # One request at a time is made, or a reply read, by all calls together: when each had its turn in one round of the
+        # loop, the rounds would be as long as there are calls.
+        async with self._turn:
+            for start in range(0, len(digests), _DIGESTS_A_TURN):
+                for function, some in by_function(digests[start : start + _DIGESTS_A_TURN]).items():
+                    if function not in requests:
+                        requests[function] = reapi.FindMissingBlobsRequest(
+                            instance_name=self._instance_name,
+                            digest_function=reapi.DigestFunction.Value.Value(function.name),
+                        )
+                    add = requests[function].blob_digests.add
+                    for digest in some:
+                        add(hash=digest.hash_hex, size_bytes=digest.size)
+                await asyncio.sleep(0)
+        if not requests:
+            return
+        await self._offering(*requests)
+        asked = set(digests)
+        for function, request in requests.items():
+            doing = f"find missing blobs of {len(request.blob_digests)}"
+            reply = await self._call(_FIND_MISSING, request.SerializeToString(), doing)
+            async with self._turn:
+                named = _parse(reapi.FindMissingBlobsResponse, reply, doing).missing_blob_digests
+                for start in range(0, len(named), _DIGESTS_A_TURN):
+                    await asyncio.sleep(0)
+                    found = {
+                        self._digest(function, message, doing)
+                        for message in named[start : start + _DIGESTS_A_TURN]
+                    }
+                    missing |= found & asked
 
     async def _read_batch(
         self, function: DigestFunction, digests: list[Digest]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import time
 
 import grpc
 import grpc.aio
@@ -10,11 +11,12 @@ import pytest
 
 from outputd.digest import DigestFunction
 from outputd.errors import (
+    Unavailable,
     Unsupported,
 )
 from tests.unit.store.fake_remote import Fault
 from tests.unit.store.remote.operations import absent, source, stream
-from tests.unit.store.worlds import PATIENT, remote_world, run
+from tests.unit.store.worlds import BOUND, HASTY, PATIENT, remote_world, run
 
 Code = grpc.StatusCode
 SHA256 = DigestFunction.SHA256
@@ -57,6 +59,34 @@ class TestAbilities:
                 fake.offer(DigestFunction.BLAKE3)
                 assert DigestFunction.BLAKE3 in (await client.abilities()).digest_functions
                 assert fake.calls.count("GetCapabilities") == 2
+
+        run(test)
+
+    def test_all_who_ask_in_vain_are_told_at_once(self) -> None:
+        async def test() -> None:
+            async with remote_world(HASTY) as (fake, client):
+                fake.fail("GetCapabilities", *[Fault(code=grpc.StatusCode.UNAVAILABLE)] * 10_000)
+                start = time.monotonic()
+                asked = [client.find_missing([absent(b"%d" % number)]) for number in range(50)]
+                answers = await asyncio.gather(*asked, return_exceptions=True)
+                assert {type(answer) for answer in answers} == {Unavailable}
+                # One after the other they would take fifty times the patience of one.
+                assert time.monotonic() - start < BOUND
+                fake.faults.clear()
+                assert await client.find_missing([absent(b"x")]) == {absent(b"x")}
+
+        run(test)
+
+    def test_who_asks_may_be_cancelled_without_harm_to_the_next(self) -> None:
+        async def test() -> None:
+            async with remote_world() as (fake, client):
+                fake.fail("GetCapabilities", Fault(hang=True))
+                async with asyncio.TaskGroup() as group:
+                    first = group.create_task(client.abilities())
+                    second = group.create_task(client.abilities())
+                    await fake.called("GetCapabilities")
+                    first.cancel()
+                assert second.result().api_version == "2.0-2.12"
 
         run(test)
 

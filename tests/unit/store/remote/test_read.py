@@ -274,6 +274,17 @@ class TestReadStream:
 
         run(test)
 
+    def test_some_pieces_may_be_empty_but_not_without_end(self) -> None:
+        async def test() -> None:
+            async with remote_world() as (fake, client):
+                digest = fake.add(self.DATA)
+                fake.fail("Read", Fault(empty=10), Fault(empty=100_000))
+                assert await stream(client, digest) == self.DATA
+                with pytest.raises(Corrupt, match="without a byte"):
+                    await stream(client, digest)
+
+        run(test)
+
     def test_a_piece_that_is_no_message_is_corrupt(self) -> None:
         async def test() -> None:
             async with remote_world() as (fake, client):

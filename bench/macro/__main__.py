@@ -1,0 +1,14 @@
+"""All macro benchmarks, one after the other: `make bench`."""
+
+from __future__ import annotations
+
+from bench.macro import staging
+
+
+def main() -> None:
+    print("== staging")
+    staging.main()
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,121 @@
+"""Ranges of files: allocate, zero and punch them, find data and holes, copy from file to file. Reads no byte itself.
+
+Works on the descriptors of content.py. What may take long runs in a thread, while the file is held open for writing, so that
+nobody hashes it meanwhile.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import errno
+import os
+from collections.abc import Awaitable, Callable
+from typing import Final, TypeVar
+
+from outputd.drive.content import Content, NotLocal, OpenFile, disk_error
+from outputd.drive.threads import in_thread
+from outputd.tree.status import Status
+
+T = TypeVar("T")
+
+_INLINE_COPY: Final = 128 << 10
+"""Bytes up to which a copy does not go to a thread: 30 us, which is less than the way there and back."""
+_INLINE_ALLOCATION: Final = 1 << 20
+_COPY_STEP: Final = 16 << 20
+"""Bytes one request copies at most: copy_file_range(2) may copy less than it was asked for, and its caller asks again."""
+
+_libc: Final = ctypes.CDLL(None, use_errno=True)
+
+
+class Extents:
+    """Operations on open files. The caller has checked that a file to be changed is open for writing."""
+
+    def __init__(self, content: Content) -> None:
+        self._content = content
+
+    def allocate(self, opened: OpenFile, mode: int, offset: int, length: int) -> Status | Awaitable[Status]:
+        """fallocate(2), with the modes that the disk below has; UNSUPPORTED otherwise. Raises Exhausted, Unavailable."""
+        fd = self._content.writable_descriptor(opened)
+
+        def allocate() -> Status:
+            return _fallocate(fd, mode, offset, length)
+
+        if length > _INLINE_ALLOCATION:
+            return self._in_thread(opened, allocate)
+        try:
+            return allocate()
+        finally:
+            self._content.changed(opened)
+
+    def seek(self, opened: OpenFile, offset: int, whence: int) -> int | None:
+        """lseek(2) with SEEK_DATA or SEEK_HOLE; None past the end, or where no data follows.
+
+        A blob that is not here is taken for data from its first byte to its last: to look closer would mean to fetch it.
+        """
+        try:
+            fd = self._content.descriptor(opened)
+        except NotLocal:
+            size = opened.file.content.size
+            if not 0 <= offset < size:
+                return None
+            return offset if whence == os.SEEK_DATA else size
+        try:
+            return os.lseek(
+                fd, offset, whence
+            )  # its own offset nobody uses: all else is pread(2) and pwrite(2)
+        except OSError as error:
+            if error.errno == errno.ENXIO:
+                return None
+            raise disk_error(error, "seek for data or a hole") from error
+
+    def copy(
+        self, source: OpenFile, source_offset: int, target: OpenFile, target_offset: int, length: int
+    ) -> int | Status | Awaitable[int | Status]:
+        """copy_file_range(2), extents shared where the disk can; UNSUPPORTED where it refuses. Raises NotLocal for a source that
+        must be fetched first, Exhausted, Unavailable."""
+        source_fd = self._content.descriptor(source)
+        target_fd = self._content.writable_descriptor(target)
+        count = min(length, _COPY_STEP)
+
+        def copy() -> int | Status:
+            return _copy_range(source_fd, source_offset, target_fd, target_offset, count)
+
+        if count > _INLINE_COPY:
+            return self._in_thread(target, copy, source)
+        try:
+            return copy()
+        finally:
+            self._content.changed(target)
+
+    async def _in_thread(self, target: OpenFile, work: Callable[[], T], source: OpenFile | None = None) -> T:
+        # Held open, so that the descriptors stay what they are whoever closes his handle meanwhile.
+        written = self._content.open(target.file, writing=True)
+        read = self._content.open(source.file, writing=False) if source is not None else None
+        try:
+            return await in_thread(work)
+        finally:
+            self._content.changed(written)
+            self._content.release(written, writing=True)
+            if read is not None:
+                self._content.release(read, writing=False)
+
+
+def _copy_range(source: int, source_offset: int, target: int, target_offset: int, count: int) -> int | Status:
+    try:
+        return os.copy_file_range(source, target, count, source_offset, target_offset)
+    except OSError as error:
+        if error.errno in (errno.EXDEV, errno.EINVAL, errno.EOPNOTSUPP, errno.ENOSYS):
+            return Status.UNSUPPORTED  # a file system that cannot do it says so in one of these ways
+        raise disk_error(error, "copy a range") from error
+
+
+def _fallocate(fd: int, mode: int, offset: int, length: int) -> Status:
+    # The os module has posix_fallocate(3) only: no modes, and zeros written by hand where the file system cannot allocate.
+    if _libc.fallocate(fd, mode, ctypes.c_int64(offset), ctypes.c_int64(length)) == 0:
+        return Status.OK
+    number = ctypes.get_errno()
+    if number in (errno.EOPNOTSUPP, errno.ENOSYS):
+        return Status.UNSUPPORTED
+    if number == errno.EINVAL:
+        return Status.INVALID
+    raise disk_error(OSError(number, os.strerror(number)), "allocate a range")

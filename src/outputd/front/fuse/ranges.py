@@ -1,0 +1,58 @@
+"""Requests about ranges of open files: FALLOCATE, LSEEK, COPY_FILE_RANGE. What they do is drive/extents.py's."""
+
+from __future__ import annotations
+
+import errno
+from collections.abc import Awaitable
+
+from outputd.drive.extents import Extents
+from outputd.front.fuse.answers import Answers
+from outputd.front.fuse.files import Files
+from outputd.tree.status import Status
+from outputd.wire.fuse_reply import error_reply, lseek_reply, write_reply
+from outputd.wire.fuse_request import decode_copy_file_range, decode_fallocate, decode_lseek
+
+
+class Ranges:
+    """Handlers, as in names.py; what takes long answers later, by an awaitable."""
+
+    def __init__(self, files: Files, extents: Extents, answers: Answers) -> None:
+        self._files = files
+        self._extents = extents
+        self._answers = answers
+
+    def fallocate(
+        self, unique: int, nodeid: int, uid: int, gid: int, message: memoryview, end: int
+    ) -> bytes | Awaitable[bytes]:
+        fh, offset, length, mode = decode_fallocate(message, end)
+        outcome = self._extents.allocate(self._files.opened(fh), mode, offset, length)
+        if isinstance(outcome, Status):
+            return self._answers.refuse(unique, outcome)
+        return self._allocated(unique, outcome)
+
+    def lseek(self, unique: int, nodeid: int, uid: int, gid: int, message: memoryview, end: int) -> bytes:
+        fh, offset, whence = decode_lseek(message, end)
+        found = self._extents.seek(self._files.opened(fh), offset, whence)
+        return error_reply(unique, errno.ENXIO) if found is None else lseek_reply(unique, found)
+
+    def copy_file_range(
+        self, unique: int, nodeid: int, uid: int, gid: int, message: memoryview, end: int
+    ) -> bytes | Awaitable[bytes]:
+        source, source_offset, _, target, target_offset, length, _ = decode_copy_file_range(message, end)
+        outcome = self._extents.copy(
+            self._files.opened(source), source_offset, self._files.opened(target), target_offset, length
+        )
+        if isinstance(outcome, int | Status):
+            return self._copied(unique, outcome)
+        return self._copied_later(unique, outcome)
+
+    async def _allocated(self, unique: int, outcome: Awaitable[Status]) -> bytes:
+        return self._answers.refuse(unique, await outcome)
+
+    async def _copied_later(self, unique: int, outcome: Awaitable[int | Status]) -> bytes:
+        return self._copied(unique, await outcome)
+
+    def _copied(self, unique: int, outcome: int | Status) -> bytes:
+        if isinstance(outcome, Status):
+            return self._answers.refuse(unique, outcome)
+        return write_reply(unique, outcome)
