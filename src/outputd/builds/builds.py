@@ -301,11 +301,12 @@ class Builds:
                 )
                 self._tree.clear(root, self._now())
                 changes.note()
-            base.instance_name = build.instance_name
+            base.volume.instance_name = build.instance_name
             base.volume.function = build.function
             base.finalized = self._nothing_finalized()
         empty = root.children == {}
-        withdrawn = await withdraw_missing(root, self._loader, self._blobs, changes, self._now())
+        blobs = self._blobs.of_instance(build.instance_name)
+        withdrawn = await withdraw_missing(root, self._loader, blobs, changes, self._now())
         if withdrawn != (0, 0):
             _log.warning(
                 "output base %s: %d files and the contents of %d directories were removed, because the CAS has lost them",

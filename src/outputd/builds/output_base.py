@@ -21,7 +21,6 @@ class OutputBase:
         "created",
         "finalized",
         "id",
-        "instance_name",
         "last_build_id",
         "last_build_time",
         "lock",
@@ -36,8 +35,7 @@ class OutputBase:
         self.id = output_base_id
         """Also the name of the output path below `outputs`."""
         self.volume = volume
-        self.instance_name = instance_name
-        """All digests below belong to it, and to `volume.function`."""
+        volume.instance_name = instance_name
         self.created = created
         """Nanoseconds since 1970."""
         self.build: Build | None = None
@@ -58,6 +56,11 @@ class OutputBase:
         """Paths finalized by its builds; None where they were not tracked all along."""
         self.unreclaimed: list[Unfinished] = []
         """Local files of an earlier run that could not be looked at yet."""
+
+    @property
+    def instance_name(self) -> str:
+        """All digests below belong to it, and to `volume.function`."""
+        return self.volume.instance_name
 
     @property
     def dirty(self) -> bool:

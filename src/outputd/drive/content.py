@@ -43,13 +43,15 @@ class NotLocal(Exception):
 class OpenFile:
     """An inode with open handles."""
 
-    __slots__ = ("fd", "file", "handles")
+    __slots__ = ("fd", "file", "handles", "instance_name")
 
     def __init__(self, file: File) -> None:
         self.file = file
         self.fd = -1
         """Descriptor of the file's present bytes, -1 until somebody needs it."""
         self.handles = 0
+        self.instance_name = "" if file.parent is None else file.parent.volume.instance_name
+        """Of the output path the file lay in when it was opened; it may be unlinked before its bytes are read."""
 
 
 class Content:
@@ -144,6 +146,11 @@ class Content:
                     self.discard(file)
                 return
         if writing and isinstance(content, Local) and content.writers == 0:
+            self._closed(file)
+
+    def named(self, file: File) -> None:
+        """The file got a name. If it is its first, nobody was told when its last writer closed it."""
+        if isinstance(file.content, Local) and file.content.writers == 0:
             self._closed(file)
 
     def is_open(self, file: File) -> bool:
@@ -261,7 +268,7 @@ class Content:
         try:
             async with asyncio.timeout(self._read_timeout):
                 if not self._blobs.local.has(digest):
-                    await self._blobs.fetch(digest)
+                    await self._blobs.of_instance(self._instance_of(file)).fetch(digest)
                 if writable:
                     await self._copies.join(file, lambda: self._copy_out(file, digest))
         except TimeoutError:
@@ -295,6 +302,12 @@ class Content:
         self._closed(
             file
         )  # in case the writer it was copied for never comes; ingest passes over files with writers
+
+    def _instance_of(self, file: File) -> str:
+        if file.parent is not None:
+            return file.parent.volume.instance_name
+        opened = self._open.get(file)
+        return "" if opened is None else opened.instance_name
 
     def _note_change(self, file: File, local: Local) -> None:
         local.version += 1

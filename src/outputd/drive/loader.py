@@ -56,7 +56,7 @@ class Loader:
         if directory.children is None:
             await self._flights.join(directory, lambda: self._load(directory))
 
-    async def messages(self, digest: Digest) -> bytes:
+    async def _message(self, digest: Digest, blobs: BlobStore) -> bytes:
         """The bytes of one Directory message, from here or the store. Raises as `load`."""
         message = self._objects.directory(digest)
         if message is not None:
@@ -65,17 +65,17 @@ class Loader:
             raise Corrupt(
                 f"Directory {digest}: larger than {_MAX_DIRECTORY_BYTES} bytes, which no message may be"
             )
-        message = await self._read(digest, "Directory")
+        message = await self._read(digest, "Directory", blobs)
         self._objects.keep_directories({digest: message})
         return message
 
-    async def resolve_tree(self, tree: Digest) -> Digest:
+    async def _resolve_tree(self, tree: Digest, blobs: BlobStore) -> Digest:
         """Read a Tree message, keep all its Directory messages, and return the digest of its root. Raises as `load`."""
         if tree.size > self._max_tree_bytes:
             raise Corrupt(
                 f"Tree {tree}: larger than outputs.max_tree_bytes allows, {self._max_tree_bytes} bytes"
             )
-        data = await self._read(tree, "Tree")
+        data = await self._read(tree, "Tree", blobs)
         if len(data) >= _THREAD_BYTES:
             root, messages = await asyncio.to_thread(_take_apart, tree, data)
             await asyncio.to_thread(self._objects.keep_directories, messages)
@@ -103,9 +103,10 @@ class Loader:
 
     async def _bring(self, directory: Directory) -> tuple[Digest, Listing, bytes | None] | None:
         """What a collapsed directory holds: its digest, listing and attribute record. None if it was expanded meanwhile."""
+        blobs = self._blobs.of_instance(directory.volume.instance_name)
         if directory.digest is None:
             assert directory.tree is not None
-            root = await self.resolve_tree(directory.tree)
+            root = await self._resolve_tree(directory.tree, blobs)
             if directory.children is None and directory.digest is None:
                 directory.digest = root
                 directory.record = directory.record or NO_RECORD
@@ -113,17 +114,17 @@ class Loader:
         if digest is None:
             return None  # expanded or replaced while its Tree was on the way
         try:
-            message = await self.messages(digest)
+            message = await self._message(digest, blobs)
         except NotFound:
             if directory.tree is None:
                 raise
             # A Tree and its root digest were both given: the Directory may exist inside the Tree only.
-            root = await self.resolve_tree(directory.tree)
+            root = await self._resolve_tree(directory.tree, blobs)
             if root != digest:
                 raise Corrupt(
                     f"Tree {directory.tree}: its root is {root}, but root_directory_digest says {digest}"
                 ) from None
-            message = await self.messages(digest)
+            message = await self._message(digest, blobs)
         return digest, decode_directory(digest, message), self._record(directory, digest)
 
     def _record(self, directory: Directory, digest: Digest) -> bytes | None:
@@ -138,10 +139,10 @@ class Loader:
             )
         return record
 
-    async def _read(self, digest: Digest, what: str) -> bytes:
+    async def _read(self, digest: Digest, what: str, blobs: BlobStore) -> bytes:
         try:
             async with asyncio.timeout(self._timeout):
-                return await self._blobs.read(digest)
+                return await blobs.read(digest)
         except TimeoutError:
             raise TimedOut(f"{what} {digest}: not here after {self._timeout:g} s") from None
 

@@ -49,12 +49,13 @@ class ActionCache:
         kept = await self._results.get(request.instance_name, action)
         if kept is None:
             raise NotFound(f"action {action}: no result is kept")
+        store = self._store.of_instance(request.instance_name)
         try:
             result = reapi.ActionResult.FromString(kept)
-            referenced = {digest async for digest in self._referenced(result, action.function)}
+            referenced = {digest async for digest in _referenced(result, action.function, store)}
         except (DecodeError, Corrupt, Invalid, NotFound) as error:
             raise NotFound(f"action {action}: its result cannot be used any more: {error}") from error
-        missing = await self._store.find_missing(referenced) if referenced else set()
+        missing = await store.find_missing(referenced) if referenced else set()
         if missing:
             some = ", ".join(sorted(map(str, missing))[:3])
             raise NotFound(f"action {action}: {len(missing)} blobs of its result are gone: {some}")
@@ -78,41 +79,44 @@ class ActionCache:
         await self._results.put(request.instance_name, action, data)
         return result
 
-    async def _referenced(
-        self, result: reapi.ActionResult, function: DigestFunction
-    ) -> AsyncIterator[Digest]:
-        """Every blob that somebody who uses the result may ask for."""
-        async for named in paced(_named_digests(result)):
-            for field, message in named:
-                yield parse_digest(message, function, field)
-        for directory in result.output_directories:
-            if directory.HasField("tree_digest"):
-                tree = parse_digest(directory.tree_digest, function, "tree_digest")
-                async for digest in self._in_tree(tree):
-                    yield digest
-            if directory.HasField("root_directory_digest"):
-                root = parse_digest(directory.root_directory_digest, function, "root_directory_digest")
-                async for digest in self._below(root):
-                    yield digest
 
-    async def _in_tree(self, digest: Digest) -> AsyncIterator[Digest]:
-        """The files of a Tree. Its directories are part of it and need not be blobs."""
-        if digest.size > _TREE_LIMIT:
-            raise Invalid(f"tree {digest}: larger than {_TREE_LIMIT} bytes")
-        tree = reapi.Tree.FromString(await self._store.read(digest))
-        async for directories in paced([tree.root, *tree.children]):
-            for directory in directories:
-                async for file in _files(directory, digest):
-                    yield file
+async def _referenced(
+    result: reapi.ActionResult, function: DigestFunction, store: BlobStore
+) -> AsyncIterator[Digest]:
+    """Every blob that somebody who uses the result may ask for."""
+    async for named in paced(_named_digests(result)):
+        for field, message in named:
+            yield parse_digest(message, function, field)
+    for directory in result.output_directories:
+        if directory.HasField("tree_digest"):
+            tree = parse_digest(directory.tree_digest, function, "tree_digest")
+            async for digest in _in_tree(tree, store):
+                yield digest
+        if directory.HasField("root_directory_digest"):
+            root = parse_digest(directory.root_directory_digest, function, "root_directory_digest")
+            async for digest in _below(root, store):
+                yield digest
 
-    async def _below(self, root: Digest) -> AsyncIterator[Digest]:
-        """The directories below a root, each a blob of its own, and their files."""
-        async for found in walk_directories(self._store, root):
-            if not isinstance(found, Walked):
-                raise NotFound(f"directory {found} below {root} is gone")
-            yield found.digest
-            async for file in _files(found.directory, found.digest):
+
+async def _in_tree(digest: Digest, store: BlobStore) -> AsyncIterator[Digest]:
+    """The files of a Tree. Its directories are part of it and need not be blobs."""
+    if digest.size > _TREE_LIMIT:
+        raise Invalid(f"tree {digest}: larger than {_TREE_LIMIT} bytes")
+    tree = reapi.Tree.FromString(await store.read(digest))
+    async for directories in paced([tree.root, *tree.children]):
+        for directory in directories:
+            async for file in _files(directory, digest):
                 yield file
+
+
+async def _below(root: Digest, store: BlobStore) -> AsyncIterator[Digest]:
+    """The directories below a root, each a blob of its own, and their files."""
+    async for found in walk_directories(store, root):
+        if not isinstance(found, Walked):
+            raise NotFound(f"directory {found} below {root} is gone")
+        yield found.digest
+        async for file in _files(found.directory, found.digest):
+            yield file
 
 
 def _action(instance: str, message: reapi.Digest, function: int) -> Digest:

@@ -76,7 +76,7 @@ class ByteStream:
             end = min(end, request.read_offset + request.read_limit)
         if digest == empty_digest(digest.function):
             return
-        await self._store.fetch(digest)
+        await self._store.of_instance(name.instance).fetch(digest)
         descriptor = self._store.local.open(digest)
         if descriptor is None:
             raise Unavailable(f"{digest}: removed from the local store while it was asked for; ask again")
@@ -99,11 +99,12 @@ class ByteStream:
             raise Invalid("the stream of requests is empty; expected resource_name in a first one")
         name = parse_upload_name(first.resource_name)
         _check_compressor(name.compressor)
+        store = self._store.of_instance(name.instance)
         try:
             if first.finish_write and not first.write_offset:
-                await self._write_whole(name.digest, first.data)
-            elif await self._store.find_missing([name.digest]):
-                await self._write_stream(name.digest, first, requests)
+                await self._write_whole(store, name.digest, first.data)
+            elif await store.find_missing([name.digest]):
+                await self._write_stream(store, name.digest, first, requests)
         except Corrupt as error:
             raise Invalid(
                 f"{name.digest}: the bytes that came have another {name.digest.function.name}"
@@ -118,24 +119,28 @@ class ByteStream:
         if request.resource_name in self._uploads:
             upload, _ = self._uploads[request.resource_name]
             return bytestream.QueryWriteStatusResponse(committed_size=upload.received)
-        if await self._store.find_missing([name.digest]):
+        if await self._store.of_instance(name.instance).find_missing([name.digest]):
             raise NotFound(f"resource_name {request.resource_name!r}: no such upload; begin at 0")
         return bytestream.QueryWriteStatusResponse(committed_size=name.digest.size, complete=True)
 
-    async def _write_whole(self, digest: Digest, data: bytes) -> None:
+    async def _write_whole(self, store: BlobStore, digest: Digest, data: bytes) -> None:
         if len(data) != digest.size:
             raise Invalid(f"finish_write after {len(data)} bytes; expected {digest.size}")
 
         async def whole() -> AsyncIterator[bytes]:
             yield data
 
-        await self._store.write(digest, whole())
+        await store.write(digest, whole())
 
     async def _write_stream(
-        self, digest: Digest, first: bytestream.WriteRequest, rest: AsyncIterator[bytestream.WriteRequest]
+        self,
+        store: BlobStore,
+        digest: Digest,
+        first: bytestream.WriteRequest,
+        rest: AsyncIterator[bytestream.WriteRequest],
     ) -> None:
         feeder = object()
-        upload = self._upload(first.resource_name, digest, first.write_offset)
+        upload = self._upload(store, first.resource_name, digest, first.write_offset)
         upload.feeder = feeder
         request: bytestream.WriteRequest | None = first
         try:
@@ -175,7 +180,7 @@ class ByteStream:
         except TimeoutError as error:
             raise TimedOut(f"nothing came for {self._patience:g} s after {received} bytes") from error
 
-    def _upload(self, resource_name: str, digest: Digest, offset: int) -> Upload:
+    def _upload(self, store: BlobStore, resource_name: str, digest: Digest, offset: int) -> Upload:
         """The upload that continues at `offset`, or a new one if that is 0."""
         if resource_name in self._uploads:
             upload, task = self._uploads[resource_name]
@@ -186,7 +191,7 @@ class ByteStream:
         _check_offset(offset, 0)
         self._make_room()
         upload = Upload(digest, patience=self._patience)
-        task = self._tasks.create_task(upload.run(self._store), name=f"upload {digest}")
+        task = self._tasks.create_task(upload.run(store), name=f"upload {digest}")
         # Not a `finally` in the task: a task that is cancelled before its first step runs none of its code.
         task.add_done_callback(lambda _: self._ended(upload, resource_name))
         self._uploads[resource_name] = upload, task

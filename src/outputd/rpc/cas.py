@@ -48,7 +48,9 @@ class ContentAddressableStorage:
                 wanted[parse_digest(message, function, f"blob_digests[{parsed}]")] = None
                 parsed += 1
         wanted.pop(empty_digest(function), None)
-        missing = await self._store.find_missing(wanted) if wanted else set()
+        missing = (
+            await self._store.of_instance(request.instance_name).find_missing(wanted) if wanted else set()
+        )
         reply = reapi.FindMissingBlobsResponse()
         async for absent in paced([digest for digest in wanted if digest in missing]):
             reply.missing_blob_digests.extend(map(digest_message, absent))
@@ -69,12 +71,13 @@ class ContentAddressableStorage:
         function = request_function(request.digest_function, (item.digest for item in request.requests))
         reply = reapi.BatchUpdateBlobsResponse()
         items = iter(request.requests)
+        store = self._store.of_instance(request.instance_name)
 
         async def keep_some() -> None:
             for item in items:
                 response = reply.responses.add(digest=_echo(item.digest))
                 try:
-                    await self._keep(item, function)
+                    await self._keep(item, function, store)
                 except OutputdError as error:
                     response.status.CopyFrom(item_status(error, "BatchUpdateBlobs"))
 
@@ -101,7 +104,9 @@ class ContentAddressableStorage:
                     wanted.append((parse_digest(message, function, "digest"), response))
                 except Invalid as error:
                     response.status.CopyFrom(item_status(error, "BatchReadBlobs"))
-        failures = await self._store.fetch_many({digest for digest, _ in wanted})
+        failures = await self._store.of_instance(request.instance_name).fetch_many(
+            {digest for digest, _ in wanted}
+        )
         room = MESSAGE_LIMIT - ITEM_OVERHEAD * len(reply.responses)
         async for some in paced(wanted):
             for digest, response in some:
@@ -126,7 +131,9 @@ class ContentAddressableStorage:
             raise Invalid(f"page_size {request.page_size}: expected 0 or more")
         function = request_function(request.digest_function, [request.root_digest])
         root = parse_digest(request.root_digest, function, "root_digest")
-        async for page in directory_pages(self._store, root, request.page_size, request.page_token):
+        async for page in directory_pages(
+            self._store.of_instance(request.instance_name), root, request.page_size, request.page_token
+        ):
             yield page
 
     async def split_blob(
@@ -139,14 +146,16 @@ class ContentAddressableStorage:
     ) -> reapi.SpliceBlobResponse:
         raise Unsupported("SpliceBlob is not offered (CacheCapabilities.splice_blob_support is false)")
 
-    async def _keep(self, item: reapi.BatchUpdateBlobsRequest.Request, function: DigestFunction) -> None:
+    async def _keep(
+        self, item: reapi.BatchUpdateBlobsRequest.Request, function: DigestFunction, store: BlobStore
+    ) -> None:
         if item.compressor != reapi.Compressor.IDENTITY:
             raise Invalid(f"compressor {item.compressor}: expected IDENTITY, no other is offered for batches")
         digest = parse_digest(item.digest, function, "digest")
         if len(item.data) != digest.size:
             raise Invalid(f"{digest}: {len(item.data)} bytes came, expected {digest.size}")
         try:
-            await self._store.write(digest, _whole(item.data))
+            await store.write(digest, _whole(item.data))
         except Corrupt as error:
             raise Invalid(f"{digest}: the bytes that came have another {function.name}") from error
 

@@ -113,6 +113,9 @@ class RemoteBlobs(Protocol):
     async def write_batch(self, blobs: Mapping[Digest, bytes]) -> None:
         """Upload small blobs."""
 
+    def of_instance(self, name: str) -> RemoteBlobs:
+        """The same server, asked for another instance name. Shares what is expensive; closing it closes nothing."""
+
     async def close(self) -> None: ...
 
 
@@ -124,6 +127,12 @@ class BlobStore(Protocol):
 
     @property
     def local(self) -> LocalStore: ...
+
+    def of_instance(self, name: str) -> BlobStore:
+        """This store, with the remote asked for another REv2 instance name; an empty name stands for the one of the settings.
+
+        Cheap after the first time. The local store is one for all: whoever knows a digest may have what is here.
+        """
 
     async def fetch(self, digest: Digest) -> None:
         """Return when the blob is in the local store, whole and verified. One flight per digest, whoever asks."""

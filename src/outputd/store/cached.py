@@ -48,6 +48,8 @@ class CachedStore:
         """Small ones that leave together at the next turn of the loop."""
         self._tasks = asyncio.TaskGroup()
         self._closed = True
+        self._siblings: dict[str, CachedStore] = {}
+        """The same for other instance names of the remote."""
 
     async def __aenter__(self) -> Self:
         await self._tasks.__aenter__()
@@ -57,14 +59,25 @@ class CachedStore:
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
-        self._closed = True
-        for flight in list(self._flights.values()):
-            flight.close(Unavailable("the store is closing"))
+        for store in (self, *self._siblings.values()):
+            store._closed = True
+            for flight in list(store._flights.values()):
+                flight.close(Unavailable("the store is closing"))
         await self._tasks.__aexit__(kind, error, traceback)
 
     @property
     def local(self) -> LocalStore:
         return self._local
+
+    def of_instance(self, name: str) -> CachedStore:
+        if not name or self._remote is None:
+            return self
+        sibling = self._siblings.get(name)
+        if sibling is None:
+            sibling = self._siblings[name] = CachedStore(self._local, self._remote.of_instance(name))
+            sibling._tasks = self._tasks
+            sibling._closed = self._closed
+        return sibling
 
     async def fetch(self, digest: Digest) -> None:
         if self._local.has(digest):

@@ -57,6 +57,8 @@ def meet(node: Node, directory: Directory, name: bytes) -> Node:
     if known is node:
         extra.linked = []
     add_name(known, directory, name)
+    if known.nlink == _met(known):
+        _forget_if_single(known, directory.volume)
     return known
 
 

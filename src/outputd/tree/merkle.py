@@ -34,7 +34,7 @@ def seal(root: Directory, function: DigestFunction, sink: Sink) -> Iterator[int 
 
     The tree may change between two steps: what was outdated again meanwhile is sealed again before its parent is. A file that is
     still local enters the record as what it is, and leaves the digests above it unknown. Directories that `Tree.lacking` names are
-    to be loaded before.
+    to be loaded before. One pass at a time: where local files lie, two would undo each other's work.
     """
     volatile: dict[Directory, Sealed] = {}
     stack = [root]

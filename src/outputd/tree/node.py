@@ -179,6 +179,7 @@ class Volume:
     __slots__ = (
         "changes",
         "function",
+        "instance_name",
         "linked",
         "next_ino",
         "number",
@@ -195,6 +196,8 @@ class Volume:
         self.writable = writable
         self.function = DigestFunction.SHA256
         """What local files are hashed with: the digest function of the last build."""
+        self.instance_name = ""
+        """REv2 instance name of the last build: where the blobs are looked for."""
         self.changes = 0
         """Grows with every change of content or attributes."""
         self.linked: dict[int, Node] = {}

@@ -334,7 +334,7 @@ def direntplus_of_blob(
 ) -> bytes:
     """`direntplus` of a file with one name and one time whose node id is its inode number: one packing instead of two.
 
-    `st_blocks` is that of a file without holes. Most entries of most listings are that; a listing of 100 takes 0.13 ms instead of 0.19.
+    It is taken to have no holes. Most entries of most listings are that; a listing of 100 takes 0.13 ms instead of 0.19.
     """
     length = len(name)
     return (

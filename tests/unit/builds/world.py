@@ -6,7 +6,8 @@ import asyncio
 import contextlib
 import os
 import time
-from collections.abc import AsyncIterator, Collection, Mapping
+from collections.abc import AsyncIterator, Callable, Collection, Mapping
+from typing import Any
 
 from outputd.builds.builds import BuildRequest, Builds, Options
 from outputd.builds.state import State
@@ -138,7 +139,7 @@ class World:
             ),
         )
 
-    async def start(self, build_id: str = "b1", base: str = BASE, **changes: object) -> None:
+    async def start(self, build_id: str = "b1", base: str = BASE, **changes: Any) -> None:
         """StartBuild as Bazel sends it."""
         await self.builds.start(request(build_id, base, **changes))
 
@@ -238,14 +239,20 @@ class World:
         return directory, name.encode()
 
 
-def request(build_id: str, base: str = BASE, **changes: object) -> BuildRequest:
-    fields: dict[str, object] = {
+async def until(condition: Callable[[], object]) -> None:
+    """Let others run until it is so. For what has no event to wait for; the test's own limit ends it."""
+    while not condition():  # noqa: ASYNC110
+        await asyncio.sleep(0)
+
+
+def request(build_id: str, base: str = BASE, **changes: Any) -> BuildRequest:
+    fields: dict[str, Any] = {
         "instance_name": "main",
         "function": SHA256,
         "prefix": PREFIX,
         "aliases": {f"{EXECROOT}/bazel-out": "."},
     }
-    return BuildRequest(base, build_id, **(fields | changes))  # type: ignore[arg-type]
+    return BuildRequest(base, build_id, **(fields | changes))
 
 
 def path_of(directory: Directory) -> str:

@@ -9,7 +9,7 @@ import pytest
 
 from outputd._proto import remote_execution_pb2 as reapi
 from outputd.digest import Digest
-from outputd.errors import Corrupt, Exhausted, NotFound
+from outputd.errors import Corrupt, NotFound
 from outputd.tree.node import NO_RECORD, Directory, File, Symlink
 from tests.unit.drive.world import SHA256, World, world
 
@@ -182,7 +182,7 @@ def test_a_tree_above_the_limit_is_not_even_asked_for(tmp_path: Path) -> None:
     async def run() -> None:
         async with world(tmp_path) as w:
             directory = _stage(w, tree=Digest.make(SHA256, bytes(32), 1 << 40))
-            with pytest.raises(Exhausted, match="max_tree_bytes"):
+            with pytest.raises(Corrupt, match="max_tree_bytes"):
                 await w.loader.load(directory)
             assert w.remote.fetched == []
 

@@ -9,7 +9,7 @@ from collections.abc import AsyncIterator, Collection
 
 from outputd.digest import Digest, DigestFunction, empty_digest
 from outputd.errors import Corrupt, NotFound
-from outputd.store.base import BlobWriter, Usage
+from outputd.store.base import BlobStore, BlobWriter, Usage
 
 SHA256 = DigestFunction.SHA256
 
@@ -71,6 +71,9 @@ class FakeStore:
     @property
     def local(self) -> FakeLocal:
         return self._local
+
+    def of_instance(self, name: str) -> BlobStore:
+        return self
 
     async def fetch(self, digest: Digest) -> None:
         if self.broken is not None:

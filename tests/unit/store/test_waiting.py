@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import threading
+from collections.abc import Coroutine
 
 import pytest
 
@@ -23,8 +24,8 @@ def test_results_come_in_order() -> None:
         asyncio.get_running_loop().call_later(0.01, event.set)
         assert await in_parallel([after(event, 1), after(None, 2), after(event, 3)]) == [1, 2, 3]
         assert await in_parallel([after(None, 1)]) == [1]
-        nothing = await in_parallel([])
-        assert nothing == []
+        nothing: list[Coroutine[None, None, int]] = []
+        assert await in_parallel(nothing) == []
 
     run(test)
 

@@ -9,6 +9,7 @@ from contextlib import asynccontextmanager
 from typing import Any
 
 from outputd.disk.disk import RealDisk
+from outputd.store.base import BlobStore
 from outputd.store.cached import CachedStore
 from outputd.store.disk_store import DiskStore
 from outputd.store.remote import RemoteOptions, RemoteStore
@@ -16,10 +17,12 @@ from tests.unit.store.fake_remote import FakeRemote
 
 PATIENT = RemoteOptions(timeout=5.0, retry_seconds=5.0)
 """For tests in which the last try succeeds: the limits are for a machine that stands still."""
-HASTY = RemoteOptions(timeout=0.2, retry_seconds=0.3)
-"""For tests that wait until the client gives up."""
-BOUND = 3.0
-"""Seconds in which everything must end that a HASTY client begins."""
+HASTY = RemoteOptions(timeout=5.0, retry_seconds=0.2)
+"""For tests in which the client gives up trying."""
+IMPATIENT = RemoteOptions(timeout=0.1, retry_seconds=0.15)
+"""For tests in which it gives up waiting. Nothing may be expected to succeed."""
+BOUND = 4.0
+"""Seconds in which everything must end that such a client begins, on a machine that stands still for a while."""
 
 
 @asynccontextmanager
@@ -35,15 +38,23 @@ async def remote_world(options: RemoteOptions = PATIENT) -> AsyncIterator[tuple[
 
 
 @asynccontextmanager
+async def local_world() -> AsyncIterator[DiskStore]:
+    with tempfile.TemporaryDirectory(prefix="outputd-test-") as directory:
+        local = DiskStore(directory, RealDisk())
+        yield local
+        local.close()
+
+
+@asynccontextmanager
 async def cached_world(
     options: RemoteOptions = PATIENT,
-) -> AsyncIterator[tuple[FakeRemote, DiskStore, CachedStore]]:
-    async with remote_world(options) as (fake, client):
-        with tempfile.TemporaryDirectory(prefix="outputd-test-") as directory:
-            local = DiskStore(directory, RealDisk())
-            async with CachedStore(local, client) as store:
-                yield fake, local, store
-            local.close()
+) -> AsyncIterator[tuple[FakeRemote, DiskStore, BlobStore]]:
+    async with (
+        remote_world(options) as (fake, client),
+        local_world() as local,
+        CachedStore(local, client) as store,
+    ):
+        yield fake, local, store
 
 
 def run(test: Callable[[], Coroutine[Any, Any, None]]) -> None:

@@ -163,6 +163,8 @@ class Names:
         status = self._tree.link(node, directory, name, time.time_ns())
         if status is not Status.OK:
             return self._answers.refuse(unique, status)
+        if isinstance(node, File):
+            self._content.named(node)
         return self._answers.entry(unique, node, directory)
 
     def rename(self, unique: int, nodeid: int, uid: int, gid: int, message: memoryview, end: int) -> bytes:

@@ -6,6 +6,7 @@ Blobs travel uncompressed. The empty blob is never asked for nor sent: it is eve
 from __future__ import annotations
 
 import asyncio
+import copy
 from collections.abc import AsyncGenerator, Callable, Collection, Mapping
 from contextlib import aclosing
 from functools import partial
@@ -65,6 +66,13 @@ class RemoteStore:
         """How often they were asked for."""
         self._refusal: OutputdError | None = None
         """What came of it the last time, if not the abilities."""
+
+    def of_instance(self, name: str) -> RemoteStore:
+        other = copy.copy(self)  # the connection is shared, what was learnt of the instance is not
+        other._instance_name = name
+        other._asking = asyncio.Lock()
+        other._abilities = None
+        return other
 
     @property
     def url(self) -> str:

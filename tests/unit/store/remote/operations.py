@@ -10,9 +10,7 @@ import grpc
 import grpc.aio
 
 from outputd.digest import Digest, DigestFunction
-from outputd.errors import (
-    OutputdError,
-)
+from outputd.errors import OutputdError
 from outputd.store.remote import RemoteStore
 from tests.unit.store.fake_remote import FakeRemote
 

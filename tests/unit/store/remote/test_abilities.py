@@ -10,10 +10,7 @@ import grpc.aio
 import pytest
 
 from outputd.digest import DigestFunction
-from outputd.errors import (
-    Unavailable,
-    Unsupported,
-)
+from outputd.errors import Unavailable, Unsupported
 from tests.unit.store.fake_remote import Fault
 from tests.unit.store.remote.operations import absent, source, stream
 from tests.unit.store.worlds import BOUND, HASTY, PATIENT, remote_world, run

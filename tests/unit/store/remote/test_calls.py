@@ -13,10 +13,7 @@ import pytest
 
 from outputd._proto import remote_execution_pb2 as reapi
 from outputd.digest import DigestFunction
-from outputd.errors import (
-    OutputdError,
-    Unavailable,
-)
+from outputd.errors import OutputdError, Unavailable
 from outputd.store.remote import RemoteOptions, build_id
 from tests.unit.store.fake_remote import Fault
 from tests.unit.store.remote.operations import OPERATIONS, find, read_stream

@@ -24,7 +24,7 @@ from outputd.errors import (
 )
 from tests.unit.store.fake_remote import Fault
 from tests.unit.store.remote.operations import OPERATIONS, find
-from tests.unit.store.worlds import BOUND, HASTY, remote_world, run
+from tests.unit.store.worlds import BOUND, HASTY, IMPATIENT, remote_world, run
 
 Code = grpc.StatusCode
 SHA256 = DigestFunction.SHA256
@@ -97,7 +97,7 @@ class TestFailures:
     @pytest.mark.parametrize("method", OPERATIONS)
     def test_a_server_that_hangs_is_waited_for_so_long_and_no_longer(self, method: str) -> None:
         async def test() -> None:
-            async with remote_world(HASTY) as (fake, client):
+            async with remote_world(IMPATIENT) as (fake, client):
                 fake.fail(method, *[Fault(hang=True)] * 100)
                 start = time.monotonic()
                 with pytest.raises(TimedOut):

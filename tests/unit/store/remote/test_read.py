@@ -9,11 +9,7 @@ import pytest
 from outputd._proto import bytestream_pb2 as bytestream
 from outputd._proto import remote_execution_pb2 as reapi
 from outputd.digest import Digest, DigestFunction, empty_digest
-from outputd.errors import (
-    Corrupt,
-    Denied,
-    NotFound,
-)
+from outputd.errors import Corrupt, Denied, NotFound
 from outputd.store.remote import RemoteStore
 from tests.unit.store.fake_remote import Fault
 from tests.unit.store.remote.operations import absent, source, stream

@@ -10,10 +10,7 @@ import pytest
 
 from outputd._proto import remote_execution_pb2 as reapi
 from outputd.digest import DigestFunction, empty_digest
-from outputd.errors import (
-    Invalid,
-    NotFound,
-)
+from outputd.errors import Invalid, NotFound
 from tests.unit.store.fake_remote import Fault
 from tests.unit.store.remote.operations import absent, source
 from tests.unit.store.worlds import remote_world, run
