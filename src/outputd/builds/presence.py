@@ -36,9 +36,9 @@ class _Collapsed(NamedTuple):
     def of(cls, directory: Directory) -> _Collapsed:
         return cls(directory.digest, directory.record, directory.tree)
 
-    def directory(self) -> Directory:
-        """One such directory that lies in no tree."""
-        made = Directory(DIRECTORY_MODE, 0, Volume(0, 0, writable=False))
+    def directory(self, volume: Volume) -> Directory:
+        """One such directory that lies in no tree. The volume says which instance of the CAS has its message."""
+        made = Directory(DIRECTORY_MODE, 0, volume)
         made.children = None
         made.digest, made.record, made.tree = self
         return made
@@ -59,8 +59,8 @@ async def withdraw_missing(
 
     Raises Unavailable, TimedOut, Denied or Exhausted when the CAS does not answer; then nothing was changed.
     """
-    survey = _Survey(loader)
-    await survey.look_through(root)
+    survey = _Survey(root, loader)
+    await survey.look_through()
     missing = await blobs.find_missing(survey.files) if survey.files else set()
     if not missing and not survey.gone:
         return Withdrawn(0, 0)
@@ -71,7 +71,8 @@ async def withdraw_missing(
 class _Survey:
     """The blobs that an output path consists of, without expanding any of it."""
 
-    def __init__(self, loader: Loader) -> None:
+    def __init__(self, root: Directory, loader: Loader) -> None:
+        self._root = root
         self._loader = loader
         self.files: set[Digest] = set()
         self.gone: set[_Collapsed] = set()
@@ -79,10 +80,10 @@ class _Survey:
         self._holders: dict[_Collapsed, list[_Collapsed]] = {}
         """All collapsed directories that were found, with the collapsed ones that hold them."""
 
-    async def look_through(self, root: Directory) -> None:
+    async def look_through(self) -> None:
         """Fill `files` and `gone`. Raises what Loader.load raises, but for NotFound and Corrupt."""
         pace = Pace()
-        stack: list[tuple[Directory | _Collapsed, _Collapsed | None]] = [(root, None)]
+        stack: list[tuple[Directory | _Collapsed, _Collapsed | None]] = [(self._root, None)]
         while stack:
             place, holder = stack.pop()
             if isinstance(place, Directory) and place.children is not None:
@@ -136,7 +137,7 @@ class _Survey:
     async def _entries(self, place: _Collapsed) -> Mapping[bytes, Node] | None:
         """None when they are gone."""
         try:
-            return await self._loader.peek(place.directory())
+            return await self._loader.peek(place.directory(self._root.volume))
         except (NotFound, Corrupt) as error:
             _log.warning("a directory cannot be shown any more: %s", error)
             self.gone.add(place)

@@ -40,16 +40,31 @@ class NotLocal(Exception):
         self.writable = writable
 
 
+class Frozen(Exception):
+    """The operation would change a blob that the kernel itself reads for an open handle: the file needs another node first.
+
+    Nothing was changed. `Tree.renew` gives its name to a new node; who holds the old one keeps the old bytes, as on overlayfs.
+    """
+
+    def __init__(self, file: File) -> None:
+        super().__init__(file)
+        self.file = file
+
+
 class OpenFile:
     """An inode with open handles."""
 
-    __slots__ = ("fd", "file", "handles", "instance_name")
+    __slots__ = ("direct", "fd", "file", "handles", "instance_name", "seen")
 
     def __init__(self, file: File) -> None:
         self.file = file
         self.fd = -1
         """Descriptor of the file's present bytes, -1 until somebody needs it."""
         self.handles = 0
+        self.direct = False
+        """The kernel reads and writes the file behind `fd` itself (passthrough): it must stay the same while handles are open."""
+        self.seen = 0
+        """While `direct`: the mtime of the private file that is accounted for, in nanoseconds since 1970."""
         self.instance_name = "" if file.parent is None else file.parent.volume.instance_name
         """Of the output path the file lay in when it was opened; it may be unlinked before its bytes are read."""
 
@@ -94,10 +109,11 @@ class Content:
     # handles
 
     def open(self, file: File, *, writing: bool, truncate: bool = False) -> OpenFile:
-        """One more handle. Raises NotLocal(writable) for a writer of a blob that must first be copied out."""
+        """One more handle. Raises NotLocal(writable) for a writer of a blob that must first be copied out, and Frozen."""
         if truncate:
             self.truncate(file, 0)
         elif writing and not isinstance(file.content, Local):
+            self._check_frozen(file)
             if file.content.size:
                 raise NotLocal(file, writable=True)
             self._replace_by_empty(file)
@@ -134,6 +150,8 @@ class Content:
         content = file.content
         if writing:
             assert isinstance(content, Local)
+            if opened.direct:
+                self._catch_up(opened, content, os.fstat(opened.fd))
             content.writers -= 1
         if opened.handles == 0:
             del self._open[file]
@@ -233,15 +251,19 @@ class Content:
         assert isinstance(file.content, Local)
         opened = self._open.get(file)
         if opened is not None and opened.fd >= 0:
-            return os.fstat(opened.fd).st_blocks
+            status = os.fstat(opened.fd)
+            if opened.direct:
+                self._catch_up(opened, file.content, status)
+            return status.st_blocks
         try:
             return os.stat(self.private_path(file.content)).st_blocks
         except FileNotFoundError:
             return 0  # lost in a crash; who reads it is told
 
     def truncate(self, file: File, size: int) -> None:
-        """Set a file's length, through a handle or without one. Raises NotLocal(writable), Exhausted, Unavailable."""
+        """Set a file's length, through a handle or without one. Raises NotLocal(writable), Frozen, Exhausted, Unavailable."""
         if not isinstance(file.content, Local):
+            self._check_frozen(file)
             if size and file.content.size:
                 raise NotLocal(file, writable=True)
             self._replace_by_empty(file)
@@ -293,7 +315,10 @@ class Content:
                 raise
         finally:
             os.close(source)
-        if file.content is not digest:  # truncated by an opener meanwhile
+        opened = self._open.get(file)
+        if file.content is not digest or (
+            opened is not None and opened.direct
+        ):  # somebody opened it meanwhile
             os.close(target)
             os.unlink(self.private_path(local))
             return
@@ -302,6 +327,26 @@ class Content:
         self._closed(
             file
         )  # in case the writer it was copied for never comes; ingest passes over files with writers
+
+    def make_direct(self, opened: OpenFile) -> None:
+        """The kernel is given the file behind `fd`, for as long as the inode has open handles."""
+        opened.direct = True
+        opened.seen = os.fstat(opened.fd).st_mtime_ns
+
+    def _check_frozen(self, file: File) -> None:
+        opened = self._open.get(file)
+        if opened is not None and opened.direct:
+            raise Frozen(file)
+
+    def _catch_up(self, opened: OpenFile, local: Local, status: os.stat_result) -> None:
+        """Account for what the kernel has written without telling us."""
+        local.size = status.st_size
+        if status.st_mtime_ns != opened.seen:
+            opened.seen = status.st_mtime_ns
+            local.version += 1
+            file = opened.file
+            file.mtime = file.ctime = status.st_mtime_ns
+            self._tree.outdate_attributes(file)
 
     def _instance_of(self, file: File) -> str:
         if file.parent is not None:

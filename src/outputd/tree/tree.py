@@ -5,6 +5,7 @@ The caller checks permissions (the kernel does, with `default_permissions`) and 
 
 from __future__ import annotations
 
+import copy
 import stat
 from collections.abc import Iterator
 from typing import Final
@@ -287,6 +288,26 @@ class Tree:
         made = Directory(DIRECTORY_MODE, now, directory.volume)
         self.place(directory, name, made, now)
         return made
+
+    def renew(self, file: File) -> Status:
+        """Give a file's name to a new node with the same content and attributes; the old node is as after unlink(2).
+
+        NOT_PERMITTED for a file with several names: some of them may not be loaded.
+        """
+        directory = file.parent
+        if directory is None or directory.children is None:
+            return Status.ABSENT
+        if file.nlink > 1:
+            return Status.NOT_PERMITTED
+        node = File(file.mode, file.mtime, file.content)
+        node.ctime = file.ctime
+        node.extra = copy.copy(file.extra)
+        node.parent, node.name = directory, file.name
+        directory.children[file.name] = node
+        file.parent = None
+        outdate_record(directory)
+        self._mark_stale(directory, file.name, file)
+        return Status.OK
 
     def clear(self, directory: Directory, now: int) -> None:
         """Remove everything in a directory at once, loaded or not."""

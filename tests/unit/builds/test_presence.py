@@ -130,6 +130,7 @@ def test_lazy_directories_are_looked_through(by: str, tmp_path: Path) -> None:
             w.cas.lost = {A}
             await w.start("b2")
             assert w.cas.asked == [{A, B}]
+            assert w.cas.instances == {"main"}
             assert await w.listing() == {
                 f"{top}{rest}": content
                 for top in "tu"

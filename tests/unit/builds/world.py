@@ -42,12 +42,15 @@ class Cas:
         self.asked: list[set[Digest]] = []
         """The questions of `find_missing`."""
         self.read_digests: list[Digest] = []
+        self.instances: set[str] = set()
+        """REv2 instance names that were asked for."""
         self.gate = asyncio.Event()
         self.gate.set()
         self.vouches = True
         """Say of blobs that were never uploaded that they are there: tests stage by digest what nobody reads."""
 
     def of_instance(self, name: str) -> BlobStore:
+        self.instances.add(name)
         return self
 
     def add(self, data: bytes, function: DigestFunction = SHA256) -> Digest:

@@ -49,11 +49,13 @@ class Answers:
         """The attribute block (fuse_attr). The node must have an inode number."""
         rdev = 0
         if isinstance(node, File):
-            size = node.content.size
-            # A blob without holes, as ext4 would keep it; private files may have holes.
-            blocks = (
-                self._content.blocks(node) if isinstance(node.content, Local) else (size + 4095 >> 12) << 3
-            )
+            content = node.content
+            if isinstance(content, Local):
+                blocks = self._content.blocks(node)  # brings the size up to date too
+                size = content.size
+            else:
+                size = content.size
+                blocks = (size + 4095 >> 12) << 3  # as ext4 would keep a file without holes
         elif isinstance(node, Directory):
             size, blocks = _BLOCK_SIZE, _BLOCK_SIZE >> 9
         elif isinstance(node, Symlink):

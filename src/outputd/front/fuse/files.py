@@ -11,10 +11,11 @@ from collections.abc import Awaitable, Callable
 from outputd.drive.content import Content, NotLocal, OpenFile, disk_error
 from outputd.drive.threads import in_thread
 from outputd.front.fuse.answers import Answers
+from outputd.front.fuse.passthrough import Passthrough
 from outputd.tree.node import MAX_NAME, Directory, File
 from outputd.tree.status import Status
 from outputd.tree.tree import Tree
-from outputd.wire.fuse_abi import FOPEN_KEEP_CACHE, FSYNC_FDATASYNC, WRITE_CACHE
+from outputd.wire.fuse_abi import FSYNC_FDATASYNC, OPEN_KILL_SUIDGID, WRITE_CACHE, WRITE_KILL_SUIDGID
 from outputd.wire.fuse_reply import (
     create_reply,
     data_header,
@@ -52,6 +53,7 @@ class Files:
         tree: Tree,
         content: Content,
         answers: Answers,
+        passthrough: Passthrough,
         store_dir: str,
         send: Callable[[list[bytes | memoryview]], object],
     ) -> None:
@@ -59,6 +61,7 @@ class Files:
         self._tree = tree
         self._content = content
         self._answers = answers
+        self._passthrough = passthrough
         self._store_dir = store_dir
         self._send = send
         self._handles: dict[int, Handle] = {}
@@ -69,7 +72,7 @@ class Files:
         return len(self._handles)
 
     def create(self, unique: int, nodeid: int, uid: int, gid: int, message: memoryview, end: int) -> bytes:
-        flags, mode, _, _, name = decode_create(message, end)
+        flags, mode, _, open_flags, name = decode_create(message, end)
         directory = self._tree.inodes[nodeid]
         assert isinstance(directory, Directory)
         existing = self._tree.lookup(directory, name)
@@ -78,7 +81,10 @@ class Files:
                 return error_reply(unique, errno.EEXIST)
             if not isinstance(existing, File):
                 return error_reply(unique, errno.EISDIR if isinstance(existing, Directory) else errno.ESTALE)
-            return self._created(unique, existing, directory, self._open(existing, flags), flags)
+            opened = self._open(existing, flags)
+            if open_flags & OPEN_KILL_SUIDGID:
+                existing.drop_privileges()
+            return self._created(unique, existing, directory, opened, flags)
         if not directory.volume.writable:
             return error_reply(unique, errno.EROFS)
         if len(name) > MAX_NAME:
@@ -109,11 +115,15 @@ class Files:
         return self._handles[fh].opened
 
     def open(self, unique: int, nodeid: int, uid: int, gid: int, message: memoryview, end: int) -> bytes:
-        flags, _ = decode_open(message, end)
+        flags, open_flags = decode_open(message, end)
         file = self._tree.inodes[nodeid]
         if not isinstance(file, File):
             return error_reply(unique, errno.EISDIR if isinstance(file, Directory) else errno.EINVAL)
-        return open_reply(unique, self._handle(self._open(file, flags), flags), FOPEN_KEEP_CACHE)
+        opened = self._open(file, flags)
+        if open_flags & OPEN_KILL_SUIDGID:  # beside O_TRUNC
+            file.drop_privileges()
+        fh = self._handle(opened, flags)
+        return open_reply(unique, fh, *self._passthrough.flags(opened, writing=self._handles[fh].writing))
 
     def read(
         self, unique: int, nodeid: int, uid: int, gid: int, message: memoryview, end: int
@@ -127,8 +137,11 @@ class Files:
         fh, offset, write_flags, _, flags, data = decode_write(message, end)
         # O_APPEND as it is now (fcntl(2) can change it), but never for dirty pages of a mapping: they have their place, and the
         # kernel writes them through any writing handle of the inode.
+        opened = self._handles[fh].opened
+        if write_flags & WRITE_KILL_SUIDGID:
+            opened.file.drop_privileges()
         append = bool(flags & os.O_APPEND) and not write_flags & WRITE_CACHE
-        return write_reply(unique, self._content.write(self._handles[fh].opened, offset, data, append=append))
+        return write_reply(unique, self._content.write(opened, offset, data, append=append))
 
     def release(self, unique: int, nodeid: int, uid: int, gid: int, message: memoryview, end: int) -> bytes:
         self.drop(decode_release(message, end)[0])
@@ -138,6 +151,7 @@ class Files:
         """The kernel has, or never got, this handle."""
         handle = self._handles.pop(fh)
         self._content.release(handle.opened, writing=handle.writing)
+        self._passthrough.released(handle.opened)
 
     def fsync(
         self, unique: int, nodeid: int, uid: int, gid: int, message: memoryview, end: int
@@ -184,14 +198,15 @@ class Files:
 
     def _created(self, unique: int, file: File, directory: Directory, opened: OpenFile, flags: int) -> bytes:
         ino = self._tree.remember(file, directory)
+        fh = self._handle(opened, flags)
         return create_reply(
             unique,
             ino,
             0,
             self._answers.validity,
             self._answers.attributes(file),
-            self._handle(opened, flags),
-            FOPEN_KEEP_CACHE,
+            fh,
+            *self._passthrough.flags(opened, writing=self._handles[fh].writing),
         )
 
     def _handle(self, opened: OpenFile, flags: int) -> int:

@@ -17,6 +17,7 @@ from outputd.front.fuse.files import Files
 from outputd.front.fuse.listings import Listings
 from outputd.front.fuse.mount import Mount, Unmounted, abort, mount, unmount
 from outputd.front.fuse.names import Names
+from outputd.front.fuse.passthrough import Passthrough
 from outputd.front.fuse.ranges import Ranges
 from outputd.front.fuse.session import Session
 from outputd.front.fuse.xattrs import Xattrs
@@ -40,6 +41,7 @@ class FuseFront:
         timeouts: Timeouts,
         store_dir: str,
         xattrs: bool = True,
+        passthrough: bool = True,
     ) -> None:
         self._tree = tree
         self._driver = driver
@@ -49,6 +51,7 @@ class FuseFront:
         self._timeouts = timeouts
         self._store_dir = store_dir
         self._xattrs = xattrs
+        self._passthrough = passthrough
         self._mount: Mount | None = None
         self._channel: Channel | None = None
         self._notifier: Notifier | None = None
@@ -66,7 +69,10 @@ class FuseFront:
         self._notifier = notifier = Notifier(mounted.fd, loop)
         answers = Answers(self._tree, self._content, self._timeouts)
         names = Names(self._tree, self._content, answers)
-        self._files = files = Files(self._tree, self._content, answers, self._store_dir, channel.reply_parts)
+        passthrough = Passthrough(mounted.fd, self._content, self._tree.inodes, wanted=self._passthrough)
+        self._files = files = Files(
+            self._tree, self._content, answers, passthrough, self._store_dir, channel.reply_parts
+        )
         listings = Listings(self._tree, answers)
         ranges = Ranges(files, Extents(self._content), answers)
         xattrs = Xattrs(self._tree, self._content, answers) if self._xattrs else None
@@ -82,6 +88,7 @@ class FuseFront:
             listings,
             ranges,
             xattrs,
+            passthrough,
         )
         channel.attach(loop, self.session.on_request, self._on_end)
         if mounted.replaced:

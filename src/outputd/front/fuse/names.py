@@ -16,6 +16,7 @@ from outputd.wire.fuse_abi import (
     FATTR_ATIME,
     FATTR_ATIME_NOW,
     FATTR_GID,
+    FATTR_KILL_SUIDGID,
     FATTR_MODE,
     FATTR_MTIME,
     FATTR_MTIME_NOW,
@@ -96,6 +97,8 @@ class Names:
             if valid & FATTR_MTIME:
                 node.mtime = now if valid & FATTR_MTIME_NOW else mtime
             node.set_atime(atime)
+        if valid & FATTR_KILL_SUIDGID:
+            node.drop_privileges()
         if valid & FATTR_MODE:
             executable = bool(node.mode & 0o100)
             node.mode = stat.S_IFMT(node.mode) | (mode & 0o7777)

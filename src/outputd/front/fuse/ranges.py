@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 from collections.abc import Awaitable
 
+from outputd.drive.content import OpenFile
 from outputd.drive.extents import Extents
 from outputd.front.fuse.answers import Answers
 from outputd.front.fuse.files import Files
@@ -25,7 +26,9 @@ class Ranges:
         self, unique: int, nodeid: int, uid: int, gid: int, message: memoryview, end: int
     ) -> bytes | Awaitable[bytes]:
         fh, offset, length, mode = decode_fallocate(message, end)
-        outcome = self._extents.allocate(self._files.opened(fh), mode, offset, length)
+        opened = self._files.opened(fh)
+        _drop_privileges(opened, uid)
+        outcome = self._extents.allocate(opened, mode, offset, length)
         if isinstance(outcome, Status):
             return self._answers.refuse(unique, outcome)
         return self._allocated(unique, outcome)
@@ -39,8 +42,10 @@ class Ranges:
         self, unique: int, nodeid: int, uid: int, gid: int, message: memoryview, end: int
     ) -> bytes | Awaitable[bytes]:
         source, source_offset, _, target, target_offset, length, _ = decode_copy_file_range(message, end)
+        written = self._files.opened(target)
+        _drop_privileges(written, uid)
         outcome = self._extents.copy(
-            self._files.opened(source), source_offset, self._files.opened(target), target_offset, length
+            self._files.opened(source), source_offset, written, target_offset, length
         )
         if isinstance(outcome, int | Status):
             return self._copied(unique, outcome)
@@ -56,3 +61,9 @@ class Ranges:
         if isinstance(outcome, Status):
             return self._answers.refuse(unique, outcome)
         return write_reply(unique, outcome)
+
+
+def _drop_privileges(opened: OpenFile, uid: int) -> None:
+    # These two requests have no flag that says whether the caller has CAP_FSETID, as WRITE has.
+    if uid:
+        opened.file.drop_privileges()

@@ -14,7 +14,7 @@ import time
 from collections.abc import Awaitable, Callable
 from typing import Final, TypeAlias
 
-from outputd.drive.content import NotLocal
+from outputd.drive.content import Frozen, NotLocal
 from outputd.drive.driver import Driver
 from outputd.drive.reaper import Reaper
 from outputd.errors import OutputdError
@@ -23,10 +23,11 @@ from outputd.front.fuse.errnos import of_error
 from outputd.front.fuse.files import Files
 from outputd.front.fuse.listings import Listings
 from outputd.front.fuse.names import Names
+from outputd.front.fuse.passthrough import Passthrough
 from outputd.front.fuse.ranges import Ranges
 from outputd.front.fuse.xattrs import Xattrs
-from outputd.tree.node import Directory, Node
-from outputd.tree.status import NotLoaded
+from outputd.tree.node import Directory, File, Node
+from outputd.tree.status import NotLoaded, Status
 from outputd.tree.tree import ROOT_INO, Tree
 from outputd.wire.fuse_abi import (
     INC_EPOCH_MINOR_VERSION,
@@ -85,6 +86,7 @@ class Session:
         listings: Listings,
         ranges: Ranges,
         xattrs: Xattrs | None,
+        passthrough: Passthrough,
     ) -> None:
         """Without `xattrs` the kernel is told that there are none, and asks no more."""
         self._tree = tree
@@ -95,6 +97,7 @@ class Session:
         self._tasks = tasks
         self._files = files
         self._listings = listings
+        self._passthrough = passthrough
         self._waiting: dict[int, asyncio.Task[None]] = {}
         """Requests that wait, by their `unique`."""
         self.minor = 0
@@ -135,8 +138,9 @@ class Session:
             Opcode.DESTROY: self._destroy,
             # ENOSYS to FLUSH, FSYNCDIR and ACCESS is remembered by the kernel for good: it stops asking.
         }
+        self._xattr_handlers: dict[int, Handler] = {}
         if xattrs is not None:
-            self._handlers |= {
+            self._xattr_handlers = {
                 Opcode.SETXATTR: xattrs.setxattr,
                 Opcode.GETXATTR: xattrs.getxattr,
                 Opcode.LISTXATTR: xattrs.listxattr,
@@ -167,6 +171,8 @@ class Session:
                         self._take_back(opcode, answer)
                 else:
                     self._later(opcode, unique, nodeid, pid, answer)
+        except Frozen as frozen:
+            self._later(opcode, unique, nodeid, pid, self._renewed(unique, frozen.file))
         except (NotLoaded, NotLocal):
             message = bytes(buffer[:end])
             again = self._driver.run(
@@ -212,7 +218,10 @@ class Session:
     ) -> None:
         began = time.monotonic()
         try:
-            result = await answer
+            try:
+                result = await answer
+            except Frozen as frozen:
+                result = await self._renewed(unique, frozen.file)
             if result is not None and not isinstance(result, bytes):
                 result = await result
             if result is not None and not self._channel.reply(result):
@@ -225,6 +234,14 @@ class Session:
             self._fail(opcode, unique, nodeid, pid, error, time.monotonic() - began)
         finally:
             del self._waiting[unique]
+
+    async def _renewed(self, unique: int, file: File) -> bytes:
+        """Have the caller come again: to ESTALE the kernel answers by looking the path up anew, and finds another node there."""
+        if self._tree.renew(file) is Status.NOT_PERMITTED:
+            return error_reply(unique, errno.ETXTBSY)
+        stale, self._tree.stale = self._tree.stale, []
+        await self.invalidate(stale)
+        return error_reply(unique, errno.ESTALE)
 
     def _fail(self, opcode: int, unique: int, nodeid: int, pid: int, error: Exception, took: float) -> None:
         """One log line and one errno for a request that went wrong."""
@@ -283,6 +300,14 @@ class Session:
             return error_reply(unique, errno.EPROTO)
         self.minor = min(minor, KERNEL_MINOR_VERSION)
         self.features = offered & _WANTED
+        if self._xattr_handlers and offered & Init.HANDLE_KILLPRIV_V2:
+            # Without this (Linux before 5.11) the kernel would ask for `security.capability` before every write(2), not
+            # only before the first one after it has looked at the attributes.
+            self.features |= Init.HANDLE_KILLPRIV_V2
+            self._handlers |= self._xattr_handlers
+        if self._passthrough.wanted and offered & Init.PASSTHROUGH:
+            self.features |= Init.PASSTHROUGH
+            self._passthrough.enabled = True
         return init_reply(
             unique,
             minor=KERNEL_MINOR_VERSION,
@@ -293,6 +318,7 @@ class Session:
             max_write=MAX_WRITE,
             time_gran=1,
             max_pages=MAX_WRITE >> 12,
+            max_stack_depth=1 if self._passthrough.enabled else 0,
         )
 
     def _interrupt(
@@ -300,7 +326,8 @@ class Session:
     ) -> bytes | None:
         task = self._waiting.get(decode_interrupt(message, end))
         if task is not None:
-            task.cancel()
+            # Not at once: a task that is cancelled before its first step never answers, and its caller would wait for ever.
+            asyncio.get_running_loop().call_soon(task.cancel)
         return None  # an INTERRUPT is answered only to have it sent again
 
     def _destroy(self, unique: int, nodeid: int, uid: int, gid: int, message: memoryview, end: int) -> bytes:

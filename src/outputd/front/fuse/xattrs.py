@@ -53,10 +53,9 @@ class Xattrs:
     def getxattr(self, unique: int, nodeid: int, uid: int, gid: int, message: memoryview, end: int) -> bytes:
         size, name = decode_getxattr(message, end)
         if not name.startswith(NAMESPACE):
-            # Asked before the first write to each file is `security.capability`: absent. ls(1) and cp(1) ask for
-            # `system.posix_acl_*` and stop asking once that is not supported.
-            absent = errno.ENODATA if name.startswith(b"security.") else errno.EOPNOTSUPP
-            return error_reply(unique, absent)
+            # ENODATA would do for the kernel, which asks for `security.capability` before it writes (cap_inode_need_killpriv);
+            # but ls(1) and cp(1) go on asking for `security.selinux` and access control lists until they hear this.
+            return error_reply(unique, errno.EOPNOTSUPP)
         node = self._inodes[nodeid]
         value = self._known(node, name) if name.startswith(OURS) else get_xattr(node, name)
         if value is None:
