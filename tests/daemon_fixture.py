@@ -50,17 +50,14 @@ class Daemon:
         """`options` follow `outputd serve`; `settings` go by environment, named `section.key`; `within` is a command that runs
         the daemon as its own process, by exec."""
         self.place: Final = place
-        self.mount: Final = place / "mount"
-        self.outputs: Final = self.mount / "outputs"
-        self.socket: Final = place / "socket"
-        self.state: Final = place / "state"
-        self.cache: Final = place / "cache"
         self.log: Final = place / "log"
-        self.target: Final = f"unix:{self.socket}"
+        # All of these may be changed while it does not run.
+        self.mount = place / "mount"
+        self.socket = place / "socket"
+        self.state = place / "state"
+        self.cache = place / "cache"
         self.options = list(options)
-        """May be changed while it does not run."""
         self.settings: Final = dict(settings or {})
-        """May be changed while it does not run."""
         self._within: Final = tuple(within)
         self._expected: list[str] = []
         self._process: subprocess.Popen[bytes] | None = None
@@ -68,6 +65,16 @@ class Daemon:
     @property
     def pid(self) -> int:
         return self._running().pid
+
+    @property
+    def target(self) -> str:
+        """Its address."""
+        return f"unix:{self.socket}"
+
+    @property
+    def outputs(self) -> Path:
+        """The directory that output paths are in."""
+        return self.mount / "outputs"
 
     def arguments(self) -> list[str]:
         """The command line."""
@@ -111,7 +118,18 @@ class Daemon:
                 stderr=log,
             )
 
-    def signal(self, number: signal.Signals) -> None:
+    def refuses(self) -> str:
+        """Start it and see it fail, with exit code 1 and one complaint, which is announced with this; returns it."""
+        before = self.words()
+        self.begin()
+        code = self.wait()
+        said = self.words().removeprefix(before).splitlines()
+        complaints = [line for line in said if _COMPLAINT.match(line)]
+        assert (code, len(complaints)) == (1, 1), f"exit code {code}, and it said:\n{said}"
+        self.expects(re.escape(complaints[0]))
+        return complaints[0]
+
+    def send(self, number: signal.Signals) -> None:
         self._running().send_signal(number)
 
     def wait(self, seconds: float = STOP_SECONDS) -> int:
@@ -125,12 +143,12 @@ class Daemon:
 
     def stop(self) -> None:
         """In order, with exit code 0."""
-        self.signal(signal.SIGTERM)
+        self.send(signal.SIGTERM)
         code = self.wait()
         assert code == 0, f"the daemon ended with {code}:\n{self.words()}"
 
     def kill(self) -> None:
-        self.signal(signal.SIGKILL)
+        self.send(signal.SIGKILL)
         assert self.wait() == -signal.SIGKILL
 
     def restart(self) -> None:

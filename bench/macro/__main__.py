@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from bench.macro import staging
+from bench.macro import files, staging
 
 
 def main() -> None:
     print("== staging")
     staging.main()
+    print("== files")
+    files.main()
 
 
 if __name__ == "__main__":

@@ -29,11 +29,28 @@ from tests.unit.tree.kept import SHA256, Kept, check, collapsed, picture
 NIGHTLY = "OUTPUTD_NIGHTLY" in os.environ
 
 NAMES = st.sampled_from([b"a", b"b", b"c"])
-PATHS = st.lists(NAMES, min_size=1, max_size=3).map(tuple)
 MODES = st.sampled_from([0o755, 0o700, 0o644, 0o600, 0o555])
 FLAGS = st.sampled_from([0, 0, 0, RENAME_NOREPLACE, RENAME_EXCHANGE, RENAME_NOREPLACE | RENAME_EXCHANGE])
 
 Path = tuple[bytes, ...]
+
+
+def taken(machine: TreeAgainstDirectory) -> st.SearchStrategy[Path]:
+    return st.sampled_from(machine.existing() or [(b"a",)])
+
+
+def within(machine: TreeAgainstDirectory) -> st.SearchStrategy[Path]:
+    directories = [p for p in machine.existing() if len(p) < 4 and os.path.isdir(machine.path(p))]
+    return st.tuples(st.sampled_from([(), *directories]), NAMES).map(lambda place: (*place[0], place[1]))
+
+
+ANY: st.SearchStrategy[Path] = st.lists(NAMES, min_size=1, max_size=3).map(tuple)
+TAKEN: st.SearchStrategy[Path] = st.runner().flatmap(taken)
+"""Where something stands."""
+WITHIN: st.SearchStrategy[Path] = st.runner().flatmap(within)
+"""A name in a directory that is there."""
+OLD = TAKEN | TAKEN | ANY
+NEW = WITHIN | WITHIN | ANY
 
 STAGED: Final = {b"a": b"staged a", b"b": b"staged b"}
 """What a directory staged by digest holds."""
@@ -56,6 +73,10 @@ class TreeAgainstDirectory(RuleBasedStateMachine):
         """Of local files, by key."""
         self.blobs: dict[Digest, bytes] = {}
         self.freed: set[int] = set()
+        self.mkdir((b"a",))
+        self.mkdir((b"b",))
+        self.create((b"a", b"c"))
+        self.link((b"a", b"c"), (b"b", b"c"))
 
     def teardown(self) -> None:
         if not hasattr(self, "base"):
@@ -70,6 +91,15 @@ class TreeAgainstDirectory(RuleBasedStateMachine):
     def tick(self) -> int:
         self.now += 1
         return self.now
+
+    def existing(self) -> list[Path]:
+        """All paths at which something stands."""
+        skip = len(self.base) + 1
+        return sorted(
+            tuple(os.path.join(directory, name)[skip:].split(b"/"))
+            for directory, directories, files in os.walk(self.base)
+            for name in (*directories, *files)
+        )
 
     def path(self, path: Path) -> bytes:
         return b"/".join((self.base, *path))
@@ -125,7 +155,7 @@ class TreeAgainstDirectory(RuleBasedStateMachine):
 
     # names
 
-    @rule(path=PATHS)
+    @rule(path=NEW)
     def mkdir(self, path: Path) -> None:
         def make(directory: Directory, name: bytes) -> Status:
             made = self.tree.make_directory(directory, name, 0o755, uid=1000, gid=1000, now=self.tick())
@@ -133,18 +163,18 @@ class TreeAgainstDirectory(RuleBasedStateMachine):
 
         self.both(self.at(path, make), real.make_directory(self.path(path)))
 
-    @rule(path=PATHS)
+    @rule(path=NEW)
     def create(self, path: Path) -> None:
         local = self.local()
         there = real.create(self.path(path), self.labels[local.key])
         if not self.enter(path, File(FILE_MODE, self.tick(), local), there):
             del self.labels[local.key]
 
-    @rule(path=PATHS, to=st.sampled_from([b"nowhere", b"/no/where", b"\xff"]))
+    @rule(path=NEW, to=st.sampled_from([b"nowhere", b"/no/where", b"\xff"]))
     def symlink(self, path: Path, to: bytes) -> None:
         self.enter(path, Symlink(to, self.tick()), real.attempt(lambda: os.symlink(to, self.path(path))))
 
-    @rule(path=PATHS)
+    @rule(path=NEW)
     def mkfifo(self, path: Path) -> None:
         def make() -> None:
             os.mkfifo(self.path(path))
@@ -154,11 +184,13 @@ class TreeAgainstDirectory(RuleBasedStateMachine):
 
     def enter(self, path: Path, node: Node, expected: Status) -> bool:
         return self.both(
-            self.at(path, lambda d, name: self.tree.create(d, name, node, uid=1000, gid=1000, now=self.tick())),
+            self.at(
+                path, lambda d, name: self.tree.create(d, name, node, uid=1000, gid=1000, now=self.tick())
+            ),
             expected,
         )
 
-    @rule(old=PATHS, new=PATHS)
+    @rule(old=OLD, new=NEW)
     def link(self, old: Path, new: Path) -> None:
         def link() -> Status:
             parent = self.directory(old[:-1])
@@ -171,7 +203,7 @@ class TreeAgainstDirectory(RuleBasedStateMachine):
 
         self.both(link, real.link(self.path(old), self.path(new)))
 
-    @rule(old=PATHS, new=PATHS, flags=FLAGS)
+    @rule(old=OLD, new=NEW, flags=FLAGS)
     def rename(self, old: Path, new: Path, flags: int) -> None:
         def rename() -> Status:
             source = self.directory(old[:-1])
@@ -192,12 +224,12 @@ class TreeAgainstDirectory(RuleBasedStateMachine):
             return
         self.both(rename, real.rename(self.path(old), self.path(new), flags))
 
-    @rule(path=PATHS)
+    @rule(path=OLD)
     def unlink(self, path: Path) -> None:
         expected = real.attempt(lambda: os.unlink(self.path(path)))
         self.both(self.at(path, lambda d, name: self.tree.unlink(d, name, self.tick())), expected)
 
-    @rule(path=PATHS)
+    @rule(path=OLD)
     def rmdir(self, path: Path) -> None:
         expected = real.attempt(lambda: os.rmdir(self.path(path)))
         self.both(self.at(path, lambda d, name: self.tree.remove_directory(d, name, self.tick())), expected)
@@ -222,13 +254,13 @@ class TreeAgainstDirectory(RuleBasedStateMachine):
         real.remove(self.path(path))
         return self.path(path)
 
-    @rule(path=PATHS, label=st.sampled_from([b"x", b"y"]))
+    @rule(path=NEW, label=st.sampled_from([b"x", b"y"]))
     def stage(self, path: Path, label: bytes) -> None:
         there = self.place(path, File(EXECUTABLE_MODE, self.tick(), self.blob(label)))
         real.create(there, label)
         os.chmod(there, 0o755)
 
-    @rule(path=PATHS)
+    @rule(path=NEW)
     def stage_directory(self, path: Path) -> None:
         message = reapi.Directory()
         for name, label in STAGED.items():
@@ -244,14 +276,14 @@ class TreeAgainstDirectory(RuleBasedStateMachine):
             real.create(there + b"/" + name, label)
             os.chmod(there + b"/" + name, 0o755)
 
-    @rule(path=PATHS)
+    @rule(path=OLD)
     def withdraw(self, path: Path) -> None:
         directory = self.directory(path[:-1])
         if isinstance(directory, Directory):
             self.kept.run(lambda: self.tree.withdraw(directory, path[-1], self.tick()))
             real.remove(self.path(path))
 
-    @rule(path=PATHS | st.just(()))
+    @rule(path=OLD | st.just(()))
     def clear(self, path: Path) -> None:
         directory = self.directory(path)
         if isinstance(directory, Directory):
@@ -261,7 +293,7 @@ class TreeAgainstDirectory(RuleBasedStateMachine):
 
     # content and attributes
 
-    @rule(path=PATHS, mode=MODES)
+    @rule(path=OLD, mode=MODES)
     def chmod(self, path: Path, mode: int) -> None:
         found = self.find(path)
         if found is None or isinstance(found[1], Symlink):
@@ -277,7 +309,7 @@ class TreeAgainstDirectory(RuleBasedStateMachine):
         self.tree.outdate_attributes(node)
         os.chmod(self.path(path), mode)
 
-    @rule(path=PATHS, as_blob=st.booleans())
+    @rule(path=OLD, as_blob=st.booleans())
     def write(self, path: Path, as_blob: bool) -> None:
         found = self.find(path)
         if found is None or not isinstance(found[1], File):
@@ -297,7 +329,7 @@ class TreeAgainstDirectory(RuleBasedStateMachine):
         if isinstance(old, Local):
             self.freed.add(old.key)  # by whoever replaced it
 
-    @rule(path=PATHS | st.just(()), mtime=st.integers(-(1 << 62), 1 << 62))
+    @rule(path=OLD | st.just(()), mtime=st.integers(-(1 << 62), 1 << 62))
     def utimens(self, path: Path, mtime: int) -> None:
         if path:
             found = self.find(path)
@@ -311,7 +343,7 @@ class TreeAgainstDirectory(RuleBasedStateMachine):
         node.mtime = mtime
         self.tree.outdate_attributes(node)
 
-    @rule(path=PATHS)
+    @rule(path=OLD)
     def remember(self, path: Path) -> None:
         found = self.find(path)
         if found is not None:
@@ -338,7 +370,7 @@ class TreeAgainstDirectory(RuleBasedStateMachine):
                 stack.extend(node for node in directory.children.values() if isinstance(node, Directory))
         assert self.kept.seal(self.tree, self.volume) == sealed
 
-    @rule(changed=PATHS, after=st.integers(1, 6))
+    @rule(changed=NEW, after=st.integers(1, 6))
     def seal_while_something_changes(self, changed: Path, after: int) -> None:
         self.reap()
         while (lacking := self.tree.lacking(self.volume)) is not None:

@@ -22,6 +22,7 @@ def check_local_store(make: Callable[[], LocalStore], spare: str) -> None:
         _has_the_empty_blob(make(), function)
     _refuses_wrong_bytes(make())
     _refuses_a_lie_about_the_size(make())
+    _refuses_more_than_was_promised(make())
     _leaves_nothing_without_commit(make())
     _adopts(make(), spare)
     _lets_many_bring_the_same(make())
@@ -101,6 +102,14 @@ def _refuses_a_lie_about_the_size(store: LocalStore) -> None:
         assert absent(store, lie)
         # Asking for a lie must not harm the truth.
         assert store.read(digest) == b"right"
+
+
+def _refuses_more_than_was_promised(store: LocalStore) -> None:
+    """At once: an endless upload must not fill the disk before somebody counts."""
+    with store.writer(Digest.of(DigestFunction.SHA256, b"right")) as writer:
+        writer.write(b"right")
+        with pytest.raises(Corrupt, match="got 6 bytes or more; the digest says 5"):
+            writer.write(b"!")
 
 
 def _leaves_nothing_without_commit(store: LocalStore) -> None:

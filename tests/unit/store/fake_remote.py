@@ -82,6 +82,8 @@ class FakeRemote:
         self.offer(DigestFunction.SHA256)
         self.committed_size: int | None = None
         """What a Write claims to have kept, in place of the truth."""
+        self.also_missing: list[Digest] = []
+        """What FindMissingBlobs names although nobody asked for it."""
         self._server: grpc.aio.Server | None = None
         self._called = asyncio.Condition()
 
@@ -193,6 +195,8 @@ class FakeRemote:
         for digest in request.blob_digests:
             if parse(function, digest) not in self.blobs:
                 reply.missing_blob_digests.append(digest)
+        for other_digest in self.also_missing:
+            reply.missing_blob_digests.add(hash=other_digest.hash_hex, size_bytes=other_digest.size)
         return reply
 
     async def _batch_read(self, raw: bytes, fault: Fault, context: Context) -> Any:

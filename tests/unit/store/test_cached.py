@@ -17,7 +17,7 @@ from outputd.errors import Corrupt, Denied, Exhausted, NotFound, OutputdError, U
 from outputd.store.base import BlobStore
 from outputd.store.cached import CachedStore
 from outputd.store.disk_store import DiskStore
-from outputd.store.remote import retry
+from outputd.store.remote import RemoteOptions, retry
 from tests.unit.store.fake_remote import Fault, other
 from tests.unit.store.worlds import HASTY, cached_world, local_world, remote_world, run
 
@@ -111,7 +111,8 @@ class TestFetch:
         self, data: bytes, method: str
     ) -> None:
         async def test() -> None:
-            async with cached_world() as (fake, local, store):
+            # With a client that would wait for longer than this test may take.
+            async with cached_world(RemoteOptions(timeout=60)) as (fake, local, store):
                 digest = fake.add(data)
                 fake.fail(method, Fault(hang=True))
                 async with asyncio.TaskGroup() as group:
@@ -343,6 +344,7 @@ class TestClosing:
                     late = fake.add(b"asked for in the last moment")
                     last = group.create_task(outcome(closing, late))
                     await asyncio.sleep(0)
+                assert fake.calls.count(method) == 1
                 for error in (task.result(), last.result()):
                     assert isinstance(error, Unavailable)
                     assert "closing" in str(error)

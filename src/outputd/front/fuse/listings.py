@@ -25,7 +25,7 @@ from outputd.wire.fuse_request import decode_read, decode_release
 
 class _Listing:
     """An open directory. Cookies are positions in `entries`, so they stay valid while names come and go; a name that went is left
-    out, one that came is seen after rewinddir(3) (POSIX readdir leaves both open)."""
+    out, one that came is seen after rewinddir(3) (POSIX readdir leaves both open). A name that was replaced was there all along."""
 
     __slots__ = ("directory", "entries")
 
@@ -95,8 +95,11 @@ class Listings:
         room = size
         for position in range(offset, len(listing.entries)):
             name, node = listing.entries[position]
-            if position > 1 and children.get(name) is not node:
-                continue
+            if position > 1:
+                current = children.get(name)
+                if current is None:
+                    continue
+                node = current
             room -= direntplus_size(len(name)) if plus else dirent_size(len(name))
             if room < 0:
                 break

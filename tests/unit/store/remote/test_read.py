@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import itertools
+from types import SimpleNamespace
+
 import grpc
 import grpc.aio
 import pytest
@@ -10,7 +13,7 @@ from outputd._proto import bytestream_pb2 as bytestream
 from outputd._proto import remote_execution_pb2 as reapi
 from outputd.digest import Digest, DigestFunction, empty_digest
 from outputd.errors import Corrupt, Denied, NotFound
-from outputd.store.remote import RemoteStore
+from outputd.store.remote import RemoteOptions, RemoteStore, retry
 from tests.unit.store.fake_remote import Fault
 from tests.unit.store.remote.operations import absent, source, stream
 from tests.unit.store.worlds import HASTY, remote_world, run
@@ -29,6 +32,14 @@ class TestFindMissing:
                 assert isinstance(request, reapi.FindMissingBlobsRequest)
                 assert len(request.blob_digests) == 2
                 assert request.digest_function == reapi.DigestFunction.Value.Value("SHA256")
+
+        run(test)
+
+    def test_what_nobody_asked_for_is_not_named(self) -> None:
+        async def test() -> None:
+            async with remote_world() as (fake, client):
+                fake.also_missing.append(absent(b"something else"))
+                assert await client.find_missing([absent(b"gone")]) == {absent(b"gone")}
 
         run(test)
 
@@ -232,6 +243,19 @@ class TestReadStream:
                     if isinstance(request, bytestream.ReadRequest)
                 ]
                 assert offsets == [0, 0, 100_001, 100_001, 100_008]
+
+        run(test)
+
+    def test_patience_begins_anew_with_every_byte(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        async def test() -> None:
+            async with remote_world(RemoteOptions(retry_seconds=10)) as (fake, client):
+                digest = fake.add(self.DATA)
+                fake.fail("Read", *[Fault(code=Code.UNAVAILABLE, after=1000)] * 30)
+                await client.abilities()
+                # A clock that goes on by a second whenever somebody looks at it.
+                clock = SimpleNamespace(monotonic=map(float, itertools.count()).__next__)
+                monkeypatch.setattr(retry, "time", clock)
+                assert await stream(client, digest) == self.DATA
 
         run(test)
 

@@ -52,7 +52,7 @@ class TestWrite:
                 fake.blobs.clear()
                 fake.committed_size = 17
                 await client.write(digest, source(self.DATA))
-                assert fake.calls.count("Write") >= 4
+                assert fake.calls.count("Write") == 5
 
         run(test)
 
