@@ -408,7 +408,7 @@ def retried(attempt: Callable[[], M]) -> M:
         try:
             return attempt()
         except grpc.RpcError as error:
-            if not isinstance(error, grpc.Call) or error.code() not in _RETRIED:
+            if error.code() not in _RETRIED:
                 raise
         time.sleep(pause)
         pause *= 2

@@ -58,7 +58,7 @@ class Daemon:
         self.cache = place / "cache"
         self.options = list(options)
         self.settings: Final = dict(settings or {})
-        self._within: Final = tuple(within)
+        self.within: Final = tuple(within)
         self._expected: list[str] = []
         self._process: subprocess.Popen[bytes] | None = None
 
@@ -79,7 +79,7 @@ class Daemon:
     def arguments(self) -> list[str]:
         """The command line."""
         return [
-            *self._within,
+            *self.within,
             # What Python would warn of goes to the log, and so fails the test.
             *(sys.executable, "-W", "default", "-m", "outputd.cli.main", "serve"),
             *("--mount", str(self.mount), "--listen", self.target),

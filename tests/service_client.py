@@ -175,11 +175,15 @@ class BuildClient:
         reply = self.call("StartBuild", request, service.StartBuildResponse)
         assert reply.output_path_suffix == self.base
 
-    def try_stage(self, artifacts: Mapping[str, Locator]) -> list[status_pb2.Status]:
-        """What the daemon says of each."""
+    def stage_request(self, artifacts: Mapping[str, Locator]) -> service.StageArtifactsRequest:
         request = service.StageArtifactsRequest(build_id=self.build_id)
         for path, locator in artifacts.items():
             request.artifacts.add(path=path, locator=pack(locator))
+        return request
+
+    def try_stage(self, artifacts: Mapping[str, Locator]) -> list[status_pb2.Status]:
+        """What the daemon says of each."""
+        request = self.stage_request(artifacts)
         reply = self.call("StageArtifacts", request, service.StageArtifactsResponse)
         assert len(reply.responses) == len(artifacts)
         return [response.status for response in reply.responses]

@@ -13,6 +13,7 @@ import logging
 import os
 import signal
 import socket
+import stat
 import time
 from collections.abc import AsyncIterator
 from typing import Final
@@ -31,7 +32,6 @@ from outputd.builds.builds import Builds, Options
 from outputd.builds.state import State
 from outputd.config import Address, Config, UnixAddress
 from outputd.config.remote_options import remote_options
-from outputd.disk.atomic import make_directories
 from outputd.disk.disk import RealDisk
 from outputd.drive.content import Content
 from outputd.drive.driver import Driver
@@ -95,8 +95,6 @@ def _on_signal(stop: asyncio.Event) -> None:
 async def _run(config: Config, stop: asyncio.Event) -> None:
     disk = RealDisk()
     async with contextlib.AsyncExitStack() as rooms, asyncio.TaskGroup() as tasks:
-        for directory in (config.state.dir, config.cache.dir):
-            make_directories(disk, directory)
         state = State(config.state.dir, disk)
         rooms.push_async_callback(state.close)
         local = DiskStore(config.cache.dir, disk)
@@ -239,6 +237,9 @@ async def _listening(
     try:
         for address in config.listen.addresses:
             _bind(server, address)
+    except Precondition:
+        _remove(sockets)
+        raise
     finally:
         os.umask(umask)
     await server.start()
@@ -249,9 +250,13 @@ async def _listening(
         health.set_serving(False)
         await server.stop(_GRACE)
         byte_stream.close()
-        for path in sockets:
-            with contextlib.suppress(FileNotFoundError):
-                os.unlink(path)
+        _remove(sockets)
+
+
+def _remove(sockets: list[str]) -> None:
+    for path in sockets:
+        with contextlib.suppress(FileNotFoundError):
+            os.unlink(path)
 
 
 def _bind(server: grpc.aio.Server, address: Address) -> None:
@@ -266,6 +271,11 @@ def _bind(server: grpc.aio.Server, address: Address) -> None:
 def _clear_stale_socket(path: str) -> None:
     """Remove a socket that nobody listens on. Raises Precondition when somebody does, or when it is no socket."""
     try:
+        # unix_find_bsd() refuses the connection to any other kind of file as it does to a stale socket.
+        if not stat.S_ISSOCK(os.stat(path).st_mode):
+            raise Precondition(
+                f"cannot listen on unix:{path}: what is there is no socket; move it away, or choose another path"
+            )
         with socket.socket(socket.AF_UNIX) as probe:
             probe.settimeout(1)
             probe.connect(path)

@@ -73,10 +73,12 @@ class TreeAgainstDirectory(RuleBasedStateMachine):
         """Of local files, by key."""
         self.blobs: dict[Digest, bytes] = {}
         self.freed: set[int] = set()
-        self.mkdir((b"a",))
-        self.mkdir((b"b",))
-        self.create((b"a", b"c"))
+        # Something to begin with, sealed, so that not every example has to find it first.
+        self.stage((b"a", b"c"), b"x")
+        self.stage((b"b", b"a"), b"y")
         self.link((b"a", b"c"), (b"b", b"c"))
+        self.stage_directory((b"c", b"a"))
+        self.restart(compare=True)
 
     def teardown(self) -> None:
         if not hasattr(self, "base"):

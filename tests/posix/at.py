@@ -15,6 +15,7 @@ import os
 import stat
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from functools import partial
 from typing import Any, Final, TypeVar
 
 NOBODY: Final = 65534
@@ -134,7 +135,9 @@ def times_changed(action: Callable[[], object], *paths: str) -> list[str]:
     changed = []
     for path, old in zip(paths, before, strict=True):
         new = os.lstat(path)
-        names = [n for n in ("atime", "mtime", "ctime") if getattr(new, f"st_{n}_ns") != getattr(old, f"st_{n}_ns")]
+        names = [
+            n for n in ("atime", "mtime", "ctime") if getattr(new, f"st_{n}_ns") != getattr(old, f"st_{n}_ns")
+        ]
         changed.append(f"{os.path.basename(path)}: {' '.join(names)}")
     return changed
 
@@ -170,6 +173,11 @@ def libc(function: str, *arguments: int | bytes) -> int:
     return result
 
 
+def modes(*values: int) -> dict[str, int]:
+    """A column of modes."""
+    return {f"{value:04o}": value for value in values}
+
+
 class Cases:
     """The cases of one module, by name."""
 
@@ -182,14 +190,19 @@ class Cases:
         self._enter(function.__name__.replace("_", " "), function)
         return function
 
-    def each(self, *columns: Iterable[object]) -> Callable[[F], F]:
-        """A case for every combination; their values are given to the function and stand in the name."""
+    def each(self, *columns: Iterable[Any]) -> Callable[[F], F]:
+        """A case for every combination. Its name shows the values, or their keys where a column is a mapping."""
+        labelled = [
+            list(column.items()) if isinstance(column, Mapping) else [(str(value), value) for value in column]
+            for column in columns
+        ]
 
         def enter(function: F) -> F:
-            for values in itertools.product(*columns):
-                label = ", ".join(f"{value:04o}" if isinstance(value, int) else str(value) for value in values)
-                name = f"{function.__name__.replace('_', ' ')}: {label}"
-                self._enter(name, lambda at, values=values: function(at, *values))
+            for combination in itertools.product(*labelled):
+                name = (
+                    f"{function.__name__.replace('_', ' ')}: {', '.join(label for label, _ in combination)}"
+                )
+                self._enter(name, partial(_call, function, [value for _, value in combination]))
             return function
 
         return enter
@@ -198,3 +211,7 @@ class Cases:
         full = f"{self._subject}: {name}"
         assert full not in self.all, full
         self.all[full] = function
+
+
+def _call(function: Callable[..., object], values: list[Any], at: At) -> object:
+    return function(at, *values)

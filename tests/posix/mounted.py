@@ -8,6 +8,7 @@ a file by digest at a path below the output path, its bytes in the local store o
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
 import os
 import socket
@@ -85,8 +86,9 @@ def stage(control: Path, path: str, data: bytes, *, here: bool) -> None:
 
 
 class _Control:
-    def __init__(self, place: World, front: FuseFront) -> None:
+    def __init__(self, place: World, store_dir: str, front: FuseFront) -> None:
         self._world = place
+        self._blobs = f"{store_dir}/blobs/sha256"
         self._front = front
 
     async def serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
@@ -102,6 +104,11 @@ class _Control:
         self._world.remote.blobs[digest] = data
         if here:
             self._world.store.put(digest, data)
+        else:
+            with contextlib.suppress(
+                FileNotFoundError
+            ):  # another file of this digest was read or staged before
+                os.unlink(f"{self._blobs}/{digest.hash_hex[:2]}/{digest.hash_hex[2:]}")
         directory = self._world.root
         *parents, name = path.split(b"/")
         for parent in parents:
@@ -126,7 +133,9 @@ async def _serve(place: str) -> None:
             store_dir=f"{place}/store",
         )
         await front.start(f"{place}/mnt", allow_other=os.geteuid() == 0)
-        server = await asyncio.start_unix_server(_Control(parts, front).serve, f"{place}/control")
+        server = await asyncio.start_unix_server(
+            _Control(parts, f"{place}/store", front).serve, f"{place}/control"
+        )
         print("ready", flush=True)
         commands = asyncio.StreamReader()
         await asyncio.get_running_loop().connect_read_pipe(

@@ -251,7 +251,7 @@ class State:
 
     def _reserve(self) -> None:
         try:
-            self._commit(self._write_reservation, False)
+            self._commit(self._write_reservation, True)
         except OutputdError as error:
             _log.error("cannot reserve volume numbers, the next save does it: %s", error)
 
@@ -274,16 +274,23 @@ class State:
                 write(connection)
             connection.execute("COMMIT")
         except sqlite3.Error as error:
-            if connection.in_transaction:
-                connection.execute("ROLLBACK")
             with self._guard:
                 taken.directories.update(self._fresh.directories)
                 taken.records.update(self._fresh.records)
                 self._fresh = taken
                 self._in_flight = _Objects()
+            self._roll_back()
             raise failed(error, self._path) from error
         with self._guard:
             self._in_flight = _Objects()
+
+    def _roll_back(self) -> None:
+        try:
+            if self._writing_connection.in_transaction:
+                self._writing_connection.execute("ROLLBACK")
+        except sqlite3.Error as error:
+            # The first error is the one to raise; with this one, the next commit fails as well and says so.
+            _log.error("%s: cannot roll back: %s", self._path, error)
 
 
 class StateSink:

@@ -69,7 +69,7 @@ def test_cancelling_waits_for_the_end_of_the_thread(fails: bool) -> None:
 
     def work() -> None:
         started.set()
-        may_end.wait()
+        may_end.wait(5)
         ended.append(True)
         if fails:
             raise OSError("nobody hears it")

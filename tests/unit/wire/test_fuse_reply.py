@@ -285,7 +285,7 @@ def test_directory_records_are_padded_to_eight_bytes(length: int) -> None:
 
 
 @pytest.mark.parametrize("name", [b"f", b"libexec.so"])
-@pytest.mark.parametrize(("size", "blocks"), [(0, 0), (1, 1), (512, 1), (1_000_000, 1954)])
+@pytest.mark.parametrize(("size", "blocks"), [(0, 0), (1, 8), (4096, 8), (1_000_000, 1960)])
 def test_the_quick_record_of_a_blob_is_that_of_any_file(name: bytes, size: int, blocks: int) -> None:
     mode, time = stat.S_IFREG | 0o555, 7 * SECOND + 8
     attributes = wire.attr(11, size, blocks, time, time, time, mode, 1, 19, 20, 0, 4096)

@@ -69,12 +69,13 @@ def _our_mount(path: str) -> Finding:
 
 
 def _stat_in_child(path: str) -> int | None:
-    """0, an errno, or None for no answer in time.
+    """What stat(2) and statfs(2) say: 0, an errno, or None for no answer in time. Stat alone may be answered from what the kernel
+    remembers of a daemon that has died.
 
     In a child that is left behind: once the daemon has read the request, not even SIGKILL ends the wait (the kernel's
     request_wait_answer), and a thread of ours in there would keep us from exiting.
     """
-    code = "import os, sys\ntry: os.stat(sys.argv[1])\nexcept OSError as wrong: sys.exit(wrong.errno)"
+    code = "import os, sys\ntry: os.stat(sys.argv[1]); os.statvfs(sys.argv[1])\nexcept OSError as wrong: sys.exit(wrong.errno)"
     pid = os.posix_spawn(sys.executable, [sys.executable, "-I", "-S", "-c", code, path], os.environ)
     pidfd = os.pidfd_open(pid)
     try:

@@ -212,11 +212,12 @@ def _clear_dead(path: str) -> int:
 
 
 def _probe(path: str) -> int | None:
-    """What stat(2) says of `path`: 0, an errno, or None when it did not answer in time.
+    """What stat(2) and statfs(2) say of `path`: 0, an errno, or None when there was no answer in time.
 
+    The kernel answers stat from what it remembers of the root, long after the daemon has died; statfs it always asks.
     In a child, because a request that a hung daemon has read waits beyond any signal (request_wait_answer), and so would we.
     """
-    code = "import os,sys\ntry:os.stat(sys.argv[1])\nexcept OSError as e:sys.exit(e.errno)"
+    code = "import os,sys\ntry:os.stat(sys.argv[1]);os.statvfs(sys.argv[1])\nexcept OSError as e:sys.exit(e.errno)"
     pid = os.posix_spawn(sys.executable, [sys.executable, "-I", "-S", "-c", code, path], os.environ)
     pidfd = os.pidfd_open(pid)
     try:
