@@ -82,6 +82,8 @@ class Report:
     fell_back: list[str] = field(default_factory=list)
     """Cache hits that could not be staged, so that their actions ran locally."""
     calls: Counter[str] = field(default_factory=Counter)
+    unlocated: list[str] = field(default_factory=list)
+    """Files that BatchStat told no digest of, so that Bazel had to read them."""
     digests: dict[str, reapi.Digest] = field(default_factory=dict)
     """Of every regular output, as BatchStat told it."""
 
@@ -320,7 +322,12 @@ class BazelServer:
             raise BuildError(
                 f"{path}: inconsistent file system operations, lstat shows it and BatchStat does not"
             )
-        return locator_in(found) or digest_of(self._path(path).read_bytes())
+        digest = locator_in(found)
+        if digest is None:
+            with self._lock:
+                self._report.unlocated.append(path)
+            digest = digest_of(self._path(path).read_bytes())
+        return digest
 
     def _finalize(self, digests: Mapping[str, reapi.Digest]) -> None:
         request = service.FinalizeArtifactsRequest(build_id=self._build_id)

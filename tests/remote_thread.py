@@ -9,9 +9,10 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Final, Self, TypeVar
 
+from outputd._proto import remote_execution_pb2 as reapi
 from outputd.digest import DigestFunction
-from tests.service_client import SHA256, digest_of, reapi
-from tests.unit.store.fake_remote import Fault, FakeRemote
+from tests.service_client import SHA256, digest_of
+from tests.unit.store.fake_remote import FakeRemote, Fault
 
 T = TypeVar("T")
 SECONDS: Final = 20.0

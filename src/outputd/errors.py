@@ -39,7 +39,7 @@ class Exhausted(OutputdError):
     """No room: disk, quota, or a stated limit."""
 
 
-class TooLarge(Exhausted):
+class TooLarge(Invalid):
     """A file would grow beyond what the disk below it takes."""
 
 

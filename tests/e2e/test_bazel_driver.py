@@ -42,6 +42,10 @@ def _workspace(files: int = 20) -> list[Action]:
             "genrule", files={f"{BIN}/gen/out.txt": b"from a sandbox", f"{BIN}/gen/log": b""}, where="sandbox"
         ),
         Action("unsandboxed", files={f"{BIN}/local/out.txt": b"from the mount itself"}, where="local"),
+        *(
+            Action(f"local{index}", files={f"{BIN}/local/{index}": b"%d" % index}, where=where)
+            for index, where in enumerate(("sandbox", "local") * 6)
+        ),
         Action("alias", files={}, links={f"{BIN}/tool_alias": "tool"}),
         Action(
             "runfiles",
@@ -88,6 +92,7 @@ def test_a_first_build_and_one_that_has_nothing_to_do() -> None:
         first = bazel.build(actions)
         assert sorted(first.executed) == sorted(action.name for action in actions)
         assert first.fell_back == []
+        assert first.unlocated == []
         _check_contents(bazel, actions)
         for action in actions:
             for path, data in action.contents().items():

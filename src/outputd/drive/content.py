@@ -18,7 +18,7 @@ from outputd.digest import Digest
 from outputd.disk.disk import Disk
 from outputd.drive.flights import Flights
 from outputd.drive.threads import in_thread
-from outputd.errors import Exhausted, NotFound, TimedOut, TooLarge, Unavailable
+from outputd.errors import Exhausted, NotFound, OutputdError, TimedOut, TooLarge, Unavailable
 from outputd.store.base import BlobStore
 from outputd.tree.node import File, Local
 from outputd.tree.tree import Tree
@@ -397,7 +397,7 @@ def _unlink(path: str) -> None:
         _log.warning("%s: cannot be discarded: %s", path, error.strerror)
 
 
-def disk_error(error: OSError, what: str) -> Exhausted | Unavailable:
+def disk_error(error: OSError, what: str) -> OutputdError:
     """What an error of the disk below means; `what` names the path or the deed."""
     if error.errno == errno.EFBIG:
         return TooLarge(f"{what}: {os.strerror(error.errno)}")

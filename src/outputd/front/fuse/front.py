@@ -119,6 +119,8 @@ class FuseFront:
             _log.error("%s: cannot be unmounted: %s", mounted.path, error)
         finally:
             self._channel.close()
+            if self.session is not None:
+                self.session.abandon()
             self._files.close_all()
 
     def _on_end(self, cause: OSError | None) -> None:

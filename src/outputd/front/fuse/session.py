@@ -196,6 +196,11 @@ class Session:
         if messages:
             await self._notifier.send(messages)
 
+    def abandon(self) -> None:
+        """The mount is gone: end the requests that wait, for nobody waits for their answers any more."""
+        for task in self._waiting.values():
+            task.cancel()
+
     # within
 
     def _later(
