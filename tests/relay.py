@@ -17,7 +17,7 @@ Address: TypeAlias = "str | tuple[str, int]"
 
 
 class Relay:
-    """Listens on a unix socket. Use as a context manager."""
+    """Listens on a unix socket, once it is mended for the first time. Use as a context manager."""
 
     def __init__(self, path: Path, target: Address) -> None:
         self.url: Final = f"unix:{path}"
@@ -26,7 +26,7 @@ class Relay:
         self.received = 0
         """Bytes that came from the server."""
         self.cut_off: Final = threading.Event()
-        """Set while nobody gets through."""
+        """Set once somebody, or too many bytes, cut it."""
         self._path: Final = str(path)
         self._limit: int | None = None
         self._frozen: Final = threading.Event()
@@ -36,7 +36,6 @@ class Relay:
         self._threads: Final[list[threading.Thread]] = []
 
     def __enter__(self) -> Self:
-        self.mend()
         return self
 
     def __exit__(
@@ -47,7 +46,7 @@ class Relay:
             thread.join()
 
     def mend(self) -> None:
-        """Let connections through (again)."""
+        """Let connections through."""
         listener = socket.socket(socket.AF_UNIX)
         listener.bind(self._path)
         listener.listen()
@@ -69,7 +68,7 @@ class Relay:
             os.unlink(self._path)
             for end in (listener, *self._open):
                 # Not closed here: another thread waits for it, and wakes up by this.
-                end.shutdown(socket.SHUT_RDWR)
+                _shut(end)
 
     def cut_after(self, received: int) -> None:
         """Cut when so many more bytes have come from the server."""
@@ -133,7 +132,11 @@ class Relay:
         except OSError:
             pass  # one side has gone; the other is told below
         for end in (source, sink):
-            try:
-                end.shutdown(socket.SHUT_RDWR)
-            except OSError:
-                pass  # it went by itself
+            _shut(end)
+
+
+def _shut(end: socket.socket) -> None:
+    try:
+        end.shutdown(socket.SHUT_RDWR)
+    except OSError:
+        pass  # it went by itself

@@ -101,6 +101,7 @@ def world(**settings: str) -> Iterator[World]:
         RemoteThread(daemon.place / "remote") as remote,
         Relay(daemon.place / "relay", str(daemon.place / "remote")) as relay,
     ):
+        relay.mend()
         daemon.options += ["--remote", relay.url]
         daemon.settings["remote.retry_seconds"] = str(PATIENCE)
         daemon.settings.update({name.replace("__", "."): value for name, value in settings.items()})
@@ -122,7 +123,7 @@ def read_error(path: Path) -> int | None:
 
 
 def start_again(build: BuildClient, build_id: str) -> None:
-    """As a client does that is told UNAVAILABLE: with Bazel's pauses (bazel-client: 100 ms, doubling, five times)."""
+    """As a client does that is told UNAVAILABLE; with the pauses of Bazel: 100 ms, doubling, five times."""
     for retry in range(5):
         try:
             build.start(build_id)

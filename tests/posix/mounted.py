@@ -134,7 +134,8 @@ async def _serve(place: str) -> None:
         )
         await front.start(f"{place}/mnt", allow_other=os.geteuid() == 0)
         server = await asyncio.start_unix_server(
-            _Control(parts, f"{place}/store", front).serve, f"{place}/control", limit=1 << 22)
+            _Control(parts, f"{place}/store", front).serve, f"{place}/control", limit=1 << 22
+        )
         print("ready", flush=True)
         commands = asyncio.StreamReader()
         await asyncio.get_running_loop().connect_read_pipe(

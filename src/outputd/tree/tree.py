@@ -322,6 +322,7 @@ class Tree:
         directory.children = {}
         directory.subdirectories = 0
         directory.tree = None
+        directory.volume.unmet.pop(directory, None)
         self._touch(directory, now)
 
     # attributes and content

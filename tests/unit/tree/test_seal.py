@@ -413,6 +413,23 @@ def test_what_changes_between_two_steps_is_sealed_again(w: World) -> None:
     assert picture(w.kept, tree, volume.root) == before
 
 
+@pytest.mark.parametrize("number", range(1, 5))
+def test_what_was_sealed_and_cannot_last_is_sealed_again_after_a_change(w: World, number: int) -> None:
+    for i in range(2):
+        w.file(b"d%d/e/local" % i, Local(i + 1, 1))
+    result: Sealed | None = None
+    for count, step in enumerate(seal(w.root, SHA256, w.kept), 1):
+        if isinstance(step, Sealed):
+            result = step
+        elif count == number:
+            for i in range(2):
+                w.file(b"d%d/e/new" % i)
+    assert result is not None
+    before = picture(w.kept, w.tree, w.root)
+    tree, volume = w.kept.reopen(w.volume, result, 2)
+    assert picture(w.kept, tree, volume.root) == before
+
+
 def test_changes_elsewhere_do_not_hold_sealing_up(w: World) -> None:
     """Also where local files let nothing last: a busy tree must come to an end all the same."""
     for i in range(20):
@@ -578,6 +595,15 @@ def test_links_that_went_with_an_unseen_directory_are_not_counted_for_ever(
         assert w.tree.dropped == []
         w.tree.forget(ino, 1)
     assert w.tree.dropped == [node]
+
+
+def test_links_that_went_with_a_directory_cleared_unseen_are_not_counted_for_ever(w: World) -> None:
+    linked_world(w, [b"a/x", b"b/y"])
+    node = w.node(b"a/x")
+    w.tree.clear(w.at(b"b"), w.tick())
+    w.seal()
+    assert node.nlink == 1
+    check(w.volume)
 
 
 def test_only_directories_with_hard_links_are_loaded_before_sealing(w: World) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import os
 import stat
 import time
 
@@ -23,8 +24,9 @@ from outputd.wire.fuse_abi import (
     FATTR_SIZE,
     FATTR_UID,
 )
-from outputd.wire.fuse_reply import data_reply, error_reply
+from outputd.wire.fuse_reply import data_reply, empty_reply, error_reply
 from outputd.wire.fuse_request import (
+    decode_access,
     decode_batch_forget,
     decode_forget,
     decode_link,
@@ -76,6 +78,17 @@ class Names:
 
     def getattr(self, unique: int, nodeid: int, uid: int, gid: int, message: memoryview, end: int) -> bytes:
         return self._answers.stat(unique, self._inodes[nodeid])
+
+    def access(self, unique: int, nodeid: int, uid: int, gid: int, message: memoryview, end: int) -> bytes:
+        """access(2) and chdir(2) by root; for others the kernel checks itself (front.py). Rule: generic_permission, CAP_DAC_OVERRIDE."""
+        node = self._inodes[nodeid]
+        if (
+            decode_access(message, end) & os.X_OK
+            and not isinstance(node, Directory)
+            and not node.mode & 0o111
+        ):
+            return error_reply(unique, errno.EACCES)
+        return empty_reply(unique)
 
     def setattr(self, unique: int, nodeid: int, uid: int, gid: int, message: memoryview, end: int) -> bytes:
         valid, _, size, _, atime, mtime, _, mode, new_uid, new_gid = decode_setattr(message, end)

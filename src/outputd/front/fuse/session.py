@@ -108,6 +108,7 @@ class Session:
             Opcode.FORGET: names.forget,
             Opcode.BATCH_FORGET: names.batch_forget,
             Opcode.GETATTR: names.getattr,
+            Opcode.ACCESS: names.access,
             Opcode.SETATTR: names.setattr,
             Opcode.READLINK: names.readlink,
             Opcode.SYMLINK: names.symlink,
@@ -136,7 +137,7 @@ class Session:
             Opcode.INIT: self._init,
             Opcode.INTERRUPT: self._interrupt,
             Opcode.DESTROY: self._destroy,
-            # ENOSYS to FLUSH, FSYNCDIR and ACCESS is remembered by the kernel for good: it stops asking.
+            # ENOSYS to FLUSH and FSYNCDIR is remembered by the kernel for good: it stops asking.
         }
         self._xattr_handlers: dict[int, Handler] = {}
         if xattrs is not None:

@@ -7,9 +7,9 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import AsyncGenerator, AsyncIterator
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable
 from contextvars import ContextVar
-from typing import Final
+from typing import Final, TypeVar
 
 import grpc
 import grpc.aio
@@ -32,6 +32,11 @@ build_id: ContextVar[str] = ContextVar("build_id", default="")
 
 _REQUEST_METADATA: Final = "build.bazel.remote.execution.v2.requestmetadata-bin"
 _RESOURCE_NAME: Final = "build.bazel.remote.execution.v2.resource-name"
+
+_ENDED: Final = (grpc.aio.AioRpcError, TimeoutError, asyncio.CancelledError)
+"""How grpc.aio and our deadlines end a call that has no reply."""
+
+T = TypeVar("T")
 
 
 class Contact:
@@ -68,6 +73,8 @@ class Connection:
         self._credentials = read_credentials(endpoint, options)
         self._headers = check_headers(options.headers)
         self._slots = asyncio.Semaphore(options.max_concurrent)
+        self._steps: set[asyncio.Timeout] = set()
+        """The waits of all calls at this moment."""
         self._channel: grpc.aio.Channel | None = None
         self._closed = False
 
@@ -76,13 +83,14 @@ class Connection:
         async with self._slots:
             call = self._open().unary_unary(method, None, None)
             try:
-                reply: bytes = await call(request, timeout=self.timeout, metadata=self._metadata())
+                # The server is told the deadline; that we keep it, too, is for a connection that closes.
+                reply: bytes = await self._step(
+                    call(request, timeout=self.timeout, metadata=self._metadata())
+                )
                 self.contact.succeeded()
                 return reply
-            except grpc.aio.AioRpcError as error:
+            except _ENDED as error:
                 return self._failure(error, doing)
-            except asyncio.CancelledError as error:
-                return self._closed_beneath(error, doing)
 
     async def receive(
         self, method: str, request: bytes, resource: str, doing: str
@@ -91,19 +99,11 @@ class Connection:
         async with self._slots:
             call = self._open().unary_stream(method, None, None)(request, metadata=self._metadata(resource))
             try:
-                while True:
-                    async with asyncio.timeout(self.timeout):
-                        reply = await call.read()
-                    if not isinstance(reply, bytes):
-                        self.contact.succeeded()
-                        return  # grpc.aio.EOF
+                while isinstance(reply := await self._step(call.read()), bytes):
                     yield reply
-            except grpc.aio.AioRpcError as error:
+                self.contact.succeeded()
+            except _ENDED as error:
                 yield self._failure(error, doing)
-            except TimeoutError as error:
-                yield self._stalled(error, doing)
-            except asyncio.CancelledError as error:
-                yield self._closed_beneath(error, doing)
             finally:
                 call.cancel()
 
@@ -116,29 +116,35 @@ class Connection:
             try:
                 try:
                     async for request in requests:
-                        async with asyncio.timeout(self.timeout):
-                            await call.write(request)
-                    await call.done_writing()
+                        await self._step(call.write(request))
+                    await self._step(call.done_writing())
                 except (grpc.aio.AioRpcError, asyncio.InvalidStateError):
                     pass  # The server ended the call, well or badly: its reply or status follows.
-                async with asyncio.timeout(self.timeout):
-                    reply: bytes = await call
+                reply: bytes = await self._step(call)
                 self.contact.succeeded()
                 return reply
-            except grpc.aio.AioRpcError as error:
+            except _ENDED as error:
                 return self._failure(error, doing)
-            except TimeoutError as error:
-                return self._stalled(error, doing)
-            except asyncio.CancelledError as error:
-                return self._closed_beneath(error, doing)
             finally:
                 call.cancel()
 
     async def close(self) -> None:
         """Ends calls in flight, and allows none afterwards."""
         self._closed = True
+        # Closing the channel does not wake every wait: a write may hang on for its whole deadline.
+        for step in self._steps:
+            step.reschedule(0)
         if self._channel is not None:
             await self._channel.close(None)
+
+    async def _step(self, wait: Awaitable[T]) -> T:
+        """One wait of a call, with its deadline."""
+        async with asyncio.timeout(self.timeout) as step:
+            self._steps.add(step)
+            try:
+                return await wait
+            finally:
+                self._steps.remove(step)
 
     def _open(self) -> grpc.aio.Channel:
         if self._closed:
@@ -158,26 +164,26 @@ class Connection:
             metadata.add(_RESOURCE_NAME, resource)
         return metadata
 
-    def _failure(self, error: grpc.aio.AioRpcError, doing: str) -> Failure:
-        if error.code() is grpc.StatusCode.UNAVAILABLE:
-            self.losses += 1
-        failure = of_call(error, f"{doing} at {self.endpoint}")
+    def _failure(self, error: BaseException, doing: str) -> Failure:
+        """What one of _ENDED means; a cancellation that is meant for our task goes on."""
+        doing = f"{doing} at {self.endpoint}"
+        task = asyncio.current_task()
+        if isinstance(error, asyncio.CancelledError) and (task is None or task.cancelling()):
+            raise error
+        if self._closed or isinstance(error, asyncio.CancelledError):
+            # grpc.aio raises CancelledError also when its channel closes.
+            return Failure(Unavailable(f"cannot {doing}: the connection was closed"), transient=False)
+        if isinstance(error, grpc.aio.AioRpcError):
+            failure = of_call(error, doing)
+            if error.code() is grpc.StatusCode.UNAVAILABLE:
+                self.losses += 1
+        else:
+            failure = Failure(
+                TimedOut(f"cannot {doing}: nothing moved for {self.timeout:g} s"), transient=True
+            )
+            failure.error.__cause__ = error
         if isinstance(failure.error, Unavailable | Denied):
             self.contact.failed(str(failure.error))
         else:
             self.contact.succeeded()  # it answered, if only that it lacks a blob
         return failure
-
-    def _stalled(self, cause: TimeoutError, doing: str) -> Failure:
-        error = TimedOut(f"cannot {doing} at {self.endpoint}: nothing moved for {self.timeout:g} s")
-        error.__cause__ = cause
-        self.contact.failed(str(error))
-        return Failure(error, transient=True)
-
-    def _closed_beneath(self, cancelled: asyncio.CancelledError, doing: str) -> Failure:
-        """grpc.aio raises CancelledError when its channel closes, too; one that is meant for our task goes on."""
-        task = asyncio.current_task()
-        if task is None or task.cancelling():
-            raise cancelled
-        error = Unavailable(f"cannot {doing} at {self.endpoint}: the connection was closed")
-        return Failure(error, transient=False)
