@@ -17,7 +17,6 @@ import grpc
 import pytest
 
 from outputd._proto import bazel_output_service_rev2_pb2 as rev2
-from outputd._proto import remote_execution_pb2 as reapi
 from outputd.digest import DigestFunction
 from outputd.rpc.admin_client import fetch_status
 from tests import daemon_fixture
@@ -274,10 +273,13 @@ def test_a_restart(remote: Upstream) -> None:
             assert sorted(after) == sorted(before)
             for path, old in before.items():
                 new = after[path]
-                assert (new.st_mode, new.st_size, new.st_nlink) == (old.st_mode, old.st_size, old.st_nlink), (
-                    path
-                )
-                assert path.startswith(("seen", "unseen")) or new.st_mtime_ns == old.st_mtime_ns, path
+                assert (new.st_mode, new.st_size, new.st_mtime_ns) == (
+                    old.st_mode,
+                    old.st_size,
+                    old.st_mtime_ns,
+                ), path
+                # 1 is a directory that nobody has looked into yet.
+                assert new.st_nlink == old.st_nlink or (new.st_nlink == 1 and stat.S_ISDIR(new.st_mode)), path
             assert (top / "read").read_bytes() == read
             assert (top / "out/link").read_bytes() == (top / "out/hard link").read_bytes() == b"local"
             read_tree(top / "seen tree")
@@ -390,7 +392,7 @@ def test_each_build_reads_from_its_own_instance() -> None:
         assert (daemon.outputs / "second/two").read_bytes() == two
         daemon.expects(
             "READ of /outputs/first/large .* failed with EIO",
-            "/outputs/first/tree failed with EIO|of /outputs/first/tree .*EIO",
+            "of /outputs/first/tree .* failed with EIO",
         )
         for path in ("large", "tree/lib/a.txt"):
             with pytest.raises(OSError) as raised:

@@ -39,9 +39,13 @@ _KINDS: Final = {
 class At:
     """The directory of one case."""
 
-    def __init__(self, path: str, stage: Callable[[str, bytes], None]) -> None:
+    def __init__(self, path: str, stage: Callable[[str, bytes], None], text: bytes = b"") -> None:
         self.path = path
         self._stage = stage
+        self.text = text
+        """What a case stages that does not mind what it is."""
+        self.by_others = False
+        """Whether it has done something as another user, which some mounts do not allow."""
 
     def __truediv__(self, name: str) -> str:
         return f"{self.path}/{name}"
@@ -53,6 +57,20 @@ class At:
         os.write(fd, data)
         os.fchmod(fd, mode)
         os.close(fd)
+        return path
+
+    def make(self, kind: str, name: str) -> str:
+        """Make one of any kind; a symlink leads to `target`, which need not be there."""
+        path = self / name
+        if kind == "file":
+            return self.file(name)
+        if kind == "directory":
+            os.mkdir(path)
+        elif kind == "symlink":
+            os.symlink("target", path)
+        else:
+            types = {"fifo": stat.S_IFIFO, "socket": stat.S_IFSOCK, "device": stat.S_IFBLK}
+            os.mknod(path, types[kind] | 0o600, os.makedev(7, 200) if kind == "device" else 0)
         return path
 
     def directory(self, name: str, mode: int = 0o755) -> str:
@@ -87,6 +105,29 @@ class At:
                 path = os.path.join(at, name)
                 found.append(f"{os.path.relpath(path, self.path)}: {kind(path)}")
         return sorted(found)
+
+    def in_child(
+        self, action: Callable[[], object], *, user: int | None = None, groups: Iterable[int] = ()
+    ) -> Any:
+        """What `told` tells of an action in a process of its own, so that it may change what a process has: user, umask, limits."""
+        self.by_others = self.by_others or user is not None
+        reader, writer = os.pipe()
+        child = os.fork()
+        if child == 0:
+            try:
+                os.close(reader)
+                if user is not None and os.geteuid() == 0:
+                    os.setgroups(list(groups))
+                    os.setresgid(user, user, user)
+                    os.setresuid(user, user, user)
+                os.write(writer, json.dumps(told(action)).encode())
+            finally:
+                os._exit(0)
+        os.close(writer)
+        with open(reader, "rb") as pipe:
+            answer = pipe.read()
+        os.waitpid(child, 0)
+        return json.loads(answer or '"the child died"')
 
 
 def plain(value: Any) -> Any:
@@ -128,39 +169,16 @@ def shown(path: str | int) -> dict[str, Any]:
 
 
 def times_changed(action: Callable[[], object], *paths: str) -> list[str]:
-    """Which of atime, mtime and ctime of each path are other after an action."""
+    """Which of mtime and ctime of each path are other after an action."""
     before = [os.lstat(path) for path in paths]
     time.sleep(0.005)  # ext4 takes its times from the timer tick, 4 ms
     action()
     changed = []
     for path, old in zip(paths, before, strict=True):
         new = os.lstat(path)
-        names = [
-            n for n in ("atime", "mtime", "ctime") if getattr(new, f"st_{n}_ns") != getattr(old, f"st_{n}_ns")
-        ]
+        names = [n for n in ("mtime", "ctime") if getattr(new, f"st_{n}_ns") != getattr(old, f"st_{n}_ns")]
         changed.append(f"{os.path.basename(path)}: {' '.join(names)}")
     return changed
-
-
-def in_child(action: Callable[[], object], *, user: int | None = None, groups: Iterable[int] = ()) -> Any:
-    """What `told` tells of an action in a process of its own, so that it may change what a process has: user, umask, limits."""
-    reader, writer = os.pipe()
-    child = os.fork()
-    if child == 0:
-        try:
-            os.close(reader)
-            if user is not None and os.geteuid() == 0:
-                os.setgroups(list(groups))
-                os.setresgid(user, user, user)
-                os.setresuid(user, user, user)
-            os.write(writer, json.dumps(told(action)).encode())
-        finally:
-            os._exit(0)
-    os.close(writer)
-    with open(reader, "rb") as pipe:
-        answer = pipe.read()
-    os.waitpid(child, 0)
-    return json.loads(answer or '"the child died"')
 
 
 def libc(function: str, *arguments: int | bytes) -> int:

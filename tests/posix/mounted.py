@@ -1,8 +1,9 @@
 """A mount to try things on, served by a process of its own: the front, the drive and the tree, without a daemon around them.
 
-Run as a program it serves: `python -m tests.posix.mounted PLACE` mounts at PLACE/mnt, says `ready` and serves until its stdin
-ends. Meanwhile PLACE/control takes one command a connection, a line of JSON: `{"stage": path, "data": hex, "here": bool}` puts
-a file by digest at a path below the output path, its bytes in the local store or only in the remote.
+Run as a program it serves: `python -m tests.posix.mounted PLACE [others] [passthrough]` mounts at PLACE/mnt, with these features,
+says `ready`, and serves until its stdin ends. Meanwhile PLACE/control takes one command a connection, a line of JSON:
+`{"stage": path, "data": hex, "here": bool}` puts a file by digest at a path below the output path, its bytes in the local store or
+only in the remote.
 """
 
 from __future__ import annotations
@@ -34,13 +35,21 @@ _HOUR = 3600 * 10**9
 class Mounted:
     """The other side of it: starts the process, stages through it, ends it. Never looks into the mount itself."""
 
-    def __init__(self, place: Path) -> None:
+    def __init__(self, place: Path, *, others: bool = False, passthrough: bool = True) -> None:
+        """`others`: other users may use it, if root mounts it."""
         self._mount = place / "mnt"
         self.root = self._mount / "outputs" / "base"
         """The output path."""
         self.control = place / "control"
         self._process = subprocess.Popen(
-            [sys.executable, "-m", "tests.posix.mounted", str(place)],
+            [
+                sys.executable,
+                "-m",
+                "tests.posix.mounted",
+                str(place),
+                *(["others"] if others and os.geteuid() == 0 else []),
+                *(["passthrough"] if passthrough else []),
+            ],
             cwd=_REPOSITORY,
             env=os.environ | {"PYTHONPATH": f"{_REPOSITORY / 'src'}:{_REPOSITORY}"},
             stdin=subprocess.PIPE,
@@ -121,7 +130,7 @@ class _Control:
         await self._front.invalidate(stale)
 
 
-async def _serve(place: str) -> None:
+async def _serve(place: str, *features: str) -> None:
     async with world(f"{place}/store", 20.0) as parts, asyncio.TaskGroup() as tasks:
         front = FuseFront(
             parts.tree,
@@ -131,8 +140,9 @@ async def _serve(place: str) -> None:
             tasks,
             timeouts=Timeouts(_HOUR, _HOUR, _HOUR),
             store_dir=f"{place}/store",
+            passthrough="passthrough" in features,
         )
-        await front.start(f"{place}/mnt", allow_other=os.geteuid() == 0)
+        await front.start(f"{place}/mnt", allow_other="others" in features)
         server = await asyncio.start_unix_server(
             _Control(parts, f"{place}/store", front).serve, f"{place}/control", limit=1 << 22
         )
@@ -147,4 +157,4 @@ async def _serve(place: str) -> None:
 
 
 if __name__ == "__main__":
-    uvloop.run(_serve(sys.argv[1]))
+    uvloop.run(_serve(*sys.argv[1:]))

@@ -16,6 +16,7 @@ from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
 from types import FrameType, ModuleType
+from typing import NamedTuple
 
 from tests.posix.at import At, plain, told
 from tests.posix.cases import attributes, blobs, content, listing, locks, names, opening, renames, xattrs
@@ -25,32 +26,44 @@ _MODULES: list[ModuleType] = [names, renames, opening, attributes, content, list
 _TIME_LIMIT = 60
 
 
-def cases() -> Iterator[tuple[str, Callable[[At], object], bool | None]]:
-    """Name and function of each, and where the bytes of its blobs are to lie: here, elsewhere, or that it has none."""
+class Row(NamedTuple):
+    name: str
+    case: Callable[[At], object]
+    here: bool | None
+    """Whether the bytes of its blobs lie here or elsewhere; None if it has none."""
+    text: bytes
+
+
+def rows() -> Iterator[Row]:
+    """The table."""
     for module in _MODULES:
         for name, case in module.CASES.all.items():
-            yield name, case, None
-    for here in (True, False):
-        for name, case in blobs.CASES.all.items():
-            yield f"{name} ({'here' if here else 'elsewhere'})", case, here
+            yield Row(name, case, None, b"")
+    for name, case in blobs.CASES.all.items():
+        for size, text in blobs.TEXTS.items():
+            for here in (True, False):
+                yield Row(f"{name} ({size}, {'here' if here else 'elsewhere'})", case, here, text)
 
 
 def run(directory: str, below: str | None, control: str | None) -> dict[str, object]:
+    """Of each row the outcome, and whether another user had a part in it."""
     signal.signal(signal.SIGALRM, _overdue)
     os.umask(0o022)
     outcomes: dict[str, object] = {}
-    for number, (name, case, here) in enumerate(cases()):
+    for number, row in enumerate(rows()):
         path = f"{directory}/{number}"
         os.mkdir(path)
         os.chdir(path)
-        put = partial(_stage, below, control, here) if below is not None and control is not None else _write
+        put = _write if below is None or control is None else partial(_stage, below, control, row.here)
+        at = At(path, put, row.text)
         signal.alarm(_TIME_LIMIT)
         try:
-            outcomes[name] = told(lambda case=case, path=path, put=put: plain(case(At(path, put))))
+            outcome = told(lambda at=at, case=row.case: plain(case(at)))
         except Exception:
-            outcomes[name] = {"broken": traceback.format_exc()}
+            outcome = {"broken": traceback.format_exc()}
         finally:
             signal.alarm(0)
+        outcomes[row.name] = outcome, at.by_others
     os.chdir("/")
     return outcomes
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import asynccontextmanager
+from pathlib import Path
 from typing import Any, TypeAlias
 
 import grpc.aio
@@ -17,7 +18,7 @@ from outputd.digest import Digest, DigestFunction
 from outputd.rpc.bazel_output_service import SERVICE, BazelOutputService
 from outputd.rpc.client import Stub
 from outputd.rpc.services import service_handler
-from tests.unit.builds.world import BASE, EXECROOT, PREFIX
+from tests.unit.builds.world import BASE, EXECROOT, PREFIX, World, world
 from tests.unit.rpc.loopback import served
 
 TYPE = "type.googleapis.com/bazel_output_service_rev2."
@@ -136,3 +137,10 @@ async def connected(builds: Builds) -> AsyncIterator[Client]:
     """A client of a server in this process, with Bazel's limits."""
     async with served(service_handler(SERVICE, BazelOutputService(builds))) as channel:
         yield Client(channel)
+
+
+@asynccontextmanager
+async def service(path: Path, **options: Any) -> AsyncIterator[tuple[World, Client]]:
+    """One run of a daemon without a mount, and its client."""
+    async with world(path, **options) as w, connected(w.builds) as client:
+        yield w, client

@@ -101,7 +101,7 @@ def _open(path: str) -> sqlite3.Connection:
 
 def _check(connection: sqlite3.Connection, path: str) -> None:
     """Make sure that this is a database of ours, whole as far as can be told in constant time; make it one if it is empty."""
-    (tables,) = connection.execute("SELECT count(*) FROM sqlite_schema").fetchone()
+    (tables,) = connection.execute("SELECT count(*) FROM sqlite_master").fetchone()
     (mark,) = connection.execute("PRAGMA application_id").fetchone()
     (version,) = connection.execute("PRAGMA user_version").fetchone()
     if tables == 0 and mark == 0 and version == 0:
@@ -123,7 +123,7 @@ def _check(connection: sqlite3.Connection, path: str) -> None:
     expected = sqlite3.connect(":memory:")
     try:
         expected.executescript(_SCHEMA)
-        tables_sql = "SELECT name, sql FROM sqlite_schema WHERE type='table' ORDER BY name"
+        tables_sql = "SELECT name, sql FROM sqlite_master WHERE type='table' ORDER BY name"
         if connection.execute(tables_sql).fetchall() != expected.execute(tables_sql).fetchall():
             raise Corrupt("its tables are not those of outputd")
     finally:

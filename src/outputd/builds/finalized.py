@@ -16,7 +16,7 @@ from outputd.drive.loader import Loader
 from outputd.errors import Corrupt, NotFound
 from outputd.tree.node import Directory, File, Node, Symlink
 
-_ENTRY: Final = struct.Struct("<HI")  # length of what stood there, length of the path
+_ENTRY: Final = struct.Struct("<II")  # length of what stood there, length of the path
 _FILE: Final = b"f"
 _SYMLINK: Final = b"s"
 

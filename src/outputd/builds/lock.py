@@ -5,7 +5,7 @@ from __future__ import annotations
 import fcntl
 import os
 
-from outputd.disk.atomic import make_directories, sync_directory
+from outputd.disk.atomic import make_directories
 from outputd.disk.disk import Disk
 from outputd.errors import Precondition, Unavailable
 
@@ -25,7 +25,6 @@ class DirectoryLock:
             fcntl.flock(self._fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
             os.ftruncate(self._fd, 0)
             os.pwrite(self._fd, b"%d\n" % os.getpid(), 0)
-            sync_directory(disk, directory)
         except BlockingIOError as error:
             holder = os.pread(self._fd, 20, 0).decode("ascii", "replace").strip() or "unknown"
             os.close(self._fd)

@@ -25,7 +25,6 @@ from outputd.drive.loader import Loader
 from outputd.errors import Corrupt, OutputdError
 from outputd.tree.merkle import Sealed, seal
 from outputd.tree.node import Directory, File, Local, Volume
-from outputd.tree.outdate import outdate_digest
 from outputd.tree.records import Reader, encode_leftover
 from outputd.tree.tree import Tree
 
@@ -190,8 +189,6 @@ class Saving:
         except OSError as error:
             _log.error("output base %s: %s: %s", base.id, unfinished, error)
             return False
-        # A digest above a local file is never known; the one it came back with was only good for finding it.
-        outdate_digest(directory)
         self._ingest.closed(file)
         return True
 
@@ -206,6 +203,3 @@ def _take_over(root: Directory, saved: Directory) -> None:
     root.mtime = saved.mtime
     root.ctime = saved.ctime
     root.extra = saved.extra
-    root.links = saved.links
-    if root.links:
-        root.volume.unmet[root] = None

@@ -122,9 +122,8 @@ class Staging:
         try:
             directory = self._enter(steps)
         except NotLoaded:
-            self._changes.note()
             self._parents.clear()
-            entered = await self._loading.run(lambda: self._enter(steps))
+            entered = await self._loading.run(lambda: self._enter_noting(steps))
             self._build.check()
             if isinstance(entered, OutputdError):
                 return entered
@@ -148,6 +147,13 @@ class Staging:
                         f"tree {digest}: larger than outputs.max_tree_bytes allows, {self._max_tree_bytes} bytes"
                     )
         return None
+
+    def _enter_noting(self, steps: Sequence[bytes]) -> Directory:
+        """As `_enter`, where an `await` follows: `a/../lazy/b` has made `a` before it finds out that `lazy` must be loaded."""
+        try:
+            return self._enter(steps)
+        finally:
+            self._changes.note()
 
     def _enter(self, steps: Sequence[bytes]) -> Directory:
         """The directory that a path's steps lead to, made where it was missing. Raises NotLoaded."""

@@ -59,6 +59,7 @@ class BazelOutputService:
         async with self._builds.staging(request.build_id) as staging:
             async for part in paced(artifacts):
                 reply.add(await staging.place(codec.artifacts(part, at)))
+                at += len(part)
         return reply.message()
 
     async def finalize_build(

@@ -147,7 +147,17 @@ class Special(Node):
 class Directory(Node):
     """A directory, expanded (`children` is a dict) or collapsed (`children` is None, and `digest` or `tree` says what it holds)."""
 
-    __slots__ = ("children", "digest", "links", "negatives", "record", "subdirectories", "tree", "volume")
+    __slots__ = (
+        "children",
+        "digest",
+        "links",
+        "listed",
+        "negatives",
+        "record",
+        "subdirectories",
+        "tree",
+        "volume",
+    )
 
     def __init__(self, mode: int, now: int, volume: Volume) -> None:
         Node.__init__(self, mode, now)
@@ -163,6 +173,8 @@ class Directory(Node):
         self.tree: Digest | None = None
         """A collapsed root staged by the digest of its REv2 Tree message alone: `digest` comes when that is read."""
         self.subdirectories = 0
+        self.listed: int | None = None
+        """The ctime it had when the kernel was last allowed to remember a listing of it."""
         self.negatives: set[bytes] | None = None
         """Names whose absence the kernel may remember."""
 

@@ -87,6 +87,7 @@ class Tree:
             del self.inodes[ino]
             if isinstance(node, Directory):
                 node.negatives = None
+                node.listed = None
             else:
                 self._drop(node)
 
@@ -301,10 +302,13 @@ class Tree:
             return Status.NOT_PERMITTED
         node = File(file.mode, file.mtime, file.content)
         node.ctime = file.ctime
-        node.extra = copy.copy(file.extra)
+        if file.extra is not None:
+            node.extra = copy.copy(file.extra)
+            node.extra.linked = None
+            node.extra.xattrs = copy.copy(file.extra.xattrs)
         node.parent, node.name = directory, file.name
         directory.children[file.name] = node
-        file.parent = None
+        lose_name(file, directory, file.name)
         outdate_record(directory)
         self._mark_stale(directory, file.name, file)
         return Status.OK

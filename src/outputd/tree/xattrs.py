@@ -60,6 +60,8 @@ def remove_xattr(node: Node, name: bytes) -> Status:
     """removexattr(2)."""
     if not name.startswith(NAMESPACE):
         return Status.UNSUPPORTED
+    if name == NAMESPACE:
+        return Status.INVALID
     extra = node.extra
     if extra is None or extra.xattrs is None or name not in extra.xattrs:
         return Status.NO_ATTRIBUTE

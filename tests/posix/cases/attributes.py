@@ -5,8 +5,9 @@ from __future__ import annotations
 import os
 import stat
 import time
+from functools import partial
 
-from tests.posix.at import NOBODY, OTHERS, At, Cases, in_child, libc, modes, shown, times_changed, told
+from tests.posix.at import NOBODY, OTHERS, At, Cases, libc, modes, shown, times_changed, told
 
 CASES = Cases("attributes")
 
@@ -25,20 +26,17 @@ _OWNERS = {"owner": (NOBODY, OTHERS), "group": (0, NOBODY), "other": (0, 0)}
     {"root": 0, "user": NOBODY},
 )
 def chmod_keeps_every_bit(at: At, what: str, mode: int, user: int) -> object:
-    path = at / "x"
-    {"file": lambda: at.file("x"), "directory": lambda: os.mkdir(path), "fifo": lambda: os.mkfifo(path)}[
-        what
-    ]()
+    path = at.make(what, "x")
     os.chown(path, NOBODY, NOBODY)
-    return in_child(lambda: os.chmod(path, mode), user=user or None), shown(path)
+    return at.in_child(lambda: os.chmod(path, mode), user=user or None), shown(path)
 
 
 @CASES.add
 def chmod_of_a_group_that_is_not_mine_loses_setgid(at: At) -> object:
     at.file("f")
     os.chown(at / "f", NOBODY, OTHERS)
-    outcome = in_child(lambda: os.chmod(at / "f", 0o2755), user=NOBODY)
-    with_group = in_child(lambda: os.chmod(at / "f", 0o2751), user=NOBODY, groups=[OTHERS])
+    outcome = at.in_child(lambda: os.chmod(at / "f", 0o2755), user=NOBODY)
+    with_group = at.in_child(lambda: os.chmod(at / "f", 0o2751), user=NOBODY, groups=[OTHERS])
     return outcome, with_group, shown(at / "f")
 
 
@@ -46,7 +44,7 @@ def chmod_of_a_group_that_is_not_mine_loses_setgid(at: At) -> object:
 def chmod_of_what_is_not_mine(at: At) -> object:
     at.file("f", mode=0o666)
     at.directory("d", 0o777)
-    return [in_child(lambda name=name: os.chmod(at / name, 0o777), user=NOBODY) for name in ("f", "d")]
+    return [at.in_child(partial(os.chmod, at / name, 0o777), user=NOBODY) for name in ("f", "d")]
 
 
 @CASES.add
@@ -88,7 +86,7 @@ def chown_by_a_user(at: At, owner: tuple[int, int], whose: str) -> object:
     if whose == "mine":
         os.chown(at / "f", NOBODY, NOBODY)
         os.chmod(at / "f", 0o6755)
-    return in_child(lambda: os.chown(at / "f", *owner), user=NOBODY, groups=[OTHERS]), shown(at / "f")
+    return at.in_child(lambda: os.chown(at / "f", *owner), user=NOBODY, groups=[OTHERS]), shown(at / "f")
 
 
 @CASES.each(
@@ -118,7 +116,7 @@ def changing_the_bytes_drops_the_set_id_bits(at: At, mode: int, how: str, user: 
             os.close(source)
         os.close(fd)
 
-    return in_child(change, user=user or None), shown(path)
+    return at.in_child(change, user=user or None), shown(path)
 
 
 @CASES.each(
@@ -150,7 +148,7 @@ def owner_of_what_is_made(at: At, what: str, parent: str, user: int) -> object:
                 os.close(fd)
         return shown(path)
 
-    return in_child(make, user=user or None)
+    return at.in_child(make, user=user or None)
 
 
 # --- who may
@@ -170,7 +168,7 @@ def access_to_a_file(at: At, mode: int, owner: tuple[int, int]) -> object:
         ]
         return allowed, opened, told(os.truncate, path, 2), told(os.utime, path), told(os.utime, path, (1, 1))
 
-    return in_child(look, user=NOBODY)
+    return at.in_child(look, user=NOBODY)
 
 
 @CASES.each(_MODES, _OWNERS)
@@ -192,7 +190,7 @@ def access_to_a_directory(at: At, mode: int, owner: tuple[int, int]) -> object:
             told(os.chdir, path),
         ]
 
-    return in_child(look, user=NOBODY)
+    return at.in_child(look, user=NOBODY)
 
 
 @CASES.each(
@@ -200,12 +198,7 @@ def access_to_a_directory(at: At, mode: int, owner: tuple[int, int]) -> object:
 )
 def removal_from_a_sticky_directory(at: At, what: str, whose: str, whose_directory: str, how: str) -> object:
     at.directory("d")
-    path = at / "d/x"
-    {
-        "file": lambda: at.file("d/x"),
-        "directory": lambda: os.mkdir(path),
-        "symlink": lambda: os.symlink("y", path),
-    }[what]()
+    path = at.make(what, "d/x")
     os.lchown(path, *((NOBODY, NOBODY) if whose == "mine" else (0, 0)))
     os.chown(at / "d", *((NOBODY, NOBODY) if whose_directory == "mine" else (0, 0)))
     os.chmod(at / "d", 0o1777)
@@ -221,7 +214,7 @@ def removal_from_a_sticky_directory(at: At, what: str, whose: str, whose_directo
         else:
             os.unlink(path)
 
-    return in_child(remove, user=NOBODY), at.tree()
+    return at.in_child(remove, user=NOBODY), at.tree()
 
 
 @CASES.add
@@ -230,7 +223,7 @@ def links_to_what_is_not_mine(at: At) -> object:
     at.file("readable", mode=0o644)
     os.chmod(at.path, 0o777)
     return [
-        in_child(lambda name=name: os.link(at / name, at / f"{name} too"), user=NOBODY)
+        at.in_child(partial(os.link, at / name, at / f"{name} too"), user=NOBODY)
         for name in ("theirs", "readable")
     ]
 
@@ -254,13 +247,7 @@ def links_to_what_is_not_mine(at: At) -> object:
     ("file", "directory", "symlink", "fifo"),
 )
 def utimensat(at: At, times: tuple[tuple[int, int], tuple[int, int]], what: str) -> object:
-    path = at / "x"
-    make = {
-        "file": lambda: at.file("x"),
-        "directory": lambda: os.mkdir(path),
-        "symlink": lambda: os.symlink("y", path),
-    }
-    make.get(what, lambda: os.mkfifo(path))()
+    path = at.make(what, "x")
     os.utime(path, ns=(5_000_000_005, 6_000_000_006), follow_symlinks=False)
     words = b"".join(part.to_bytes(8, "little", signed=True) for pair in times for part in pair)
     outcome = told(libc, "utimensat", -100, os.fsencode(path), words, 0x100)
@@ -364,3 +351,22 @@ def device_and_block_size(at: At) -> object:
     at.file("f", b"x" * 5000)
     seen = os.stat(at / "f")
     return seen.st_blksize, stat.S_ISREG(seen.st_mode)
+
+
+@CASES.each(("read", "list", "write", "set and written"))
+def atime_after(at: At, what: str) -> object:
+    at.file("f")
+    os.mkdir(at / "d")
+    if what == "set and written":
+        os.utime(at / "f", ns=(1_000_000_001, 2_000_000_002))
+    before = os.stat(at / "f").st_atime_ns, os.stat(at / "d").st_atime_ns
+    time.sleep(0.005)
+    if what == "read":
+        at.content("f")
+    elif what == "list":
+        os.listdir(at / "d")
+    else:
+        with at.opened("f", os.O_WRONLY) as fd:
+            os.write(fd, b"x")
+    after = os.stat(at / "f").st_atime_ns, os.stat(at / "d").st_atime_ns
+    return [old == new for old, new in zip(before, after, strict=True)]

@@ -1,4 +1,4 @@
-"""Files that were staged by digest behave as files that were written; each case with the bytes here and with the bytes elsewhere."""
+"""Files staged by digest behave as files that were written. Each case with small and large ones, the bytes here or elsewhere."""
 
 from __future__ import annotations
 
@@ -7,17 +7,19 @@ import mmap
 import os
 import subprocess
 
-from tests.posix.at import NOBODY, At, Cases, in_child, libc, modes, shown, told
+from tests.posix.at import NOBODY, At, Cases, libc, modes, shown, told
 
 CASES = Cases("blob")
 
-TEXT = b"the bytes of a blob, staged by digest\n" * 300
+_LINE = b"the bytes of a blob, staged by digest\n"
+TEXTS = {"small": _LINE * 300, "large": _LINE * 30_000}
+"""The large one is beyond what the mount hands to the kernel to read itself."""
 
 
 @CASES.add
 def is_a_file(at: At) -> object:
-    at.blob("f", TEXT)
-    return shown(at / "f"), os.stat(at / "f").st_blocks, at.content("f") == TEXT.decode(), at.tree()
+    at.blob("f", at.text)
+    return shown(at / "f"), os.stat(at / "f").st_blocks, at.content("f") == at.text.decode(), at.tree()
 
 
 @CASES.add
@@ -29,10 +31,10 @@ def that_is_empty(at: At) -> object:
 
 @CASES.add
 def read_in_pieces(at: At) -> object:
-    at.blob("f", TEXT)
+    at.blob("f", at.text)
     with at.opened("f", os.O_RDONLY) as fd:
         return [
-            os.pread(fd, 50, offset) for offset in (5000, 0, len(TEXT) - 10, len(TEXT), 1 << 40)
+            os.pread(fd, 50, offset) for offset in (5000, 0, len(at.text) - 10, len(at.text), 1 << 40)
         ], os.lseek(fd, -5, os.SEEK_END)
 
 
@@ -48,7 +50,7 @@ def read_in_pieces(at: At) -> object:
     }
 )
 def opened_to(at: At, flags: int) -> object:
-    at.blob("f", TEXT)
+    at.blob("f", at.text)
 
     def use() -> object:
         with at.opened("f", flags) as fd:
@@ -57,9 +59,11 @@ def opened_to(at: At, flags: int) -> object:
     return told(use), shown(at / "f"), at.content("f")[:20], at.content("f")[-20:]
 
 
-@CASES.each((0, 1, 100, 4096, len(TEXT), len(TEXT) + 1, 100_000), ("by name", "by handle"))
-def cut_to(at: At, size: int, how: str) -> object:
-    at.blob("f", TEXT)
+@CASES.each(("0", "1", "100", "4096", "all", "one more", "much more"), ("by name", "by handle"))
+def cut_to(at: At, what: str, how: str) -> object:
+    sizes = {"all": len(at.text), "one more": len(at.text) + 1, "much more": 4 << 20}
+    size = sizes[what] if what in sizes else int(what)
+    at.blob("f", at.text)
     if how == "by name":
         os.truncate(at / "f", size)
     else:
@@ -68,25 +72,25 @@ def cut_to(at: At, size: int, how: str) -> object:
     content = at.content("f")
     return (
         shown(at / "f"),
-        content[: len(TEXT)] == TEXT.decode()[:size],
-        content[len(TEXT) :].strip("\0"),
+        content[: len(at.text)] == at.text.decode()[:size],
+        content[len(at.text) :].strip("\0"),
         len(content),
     )
 
 
 @CASES.add
 def written_while_somebody_reads(at: At) -> object:
-    at.blob("f", TEXT)
+    at.blob("f", at.text)
     with at.opened("f", os.O_RDONLY) as reader:
         first = os.pread(reader, 9, 0)
         with at.opened("f", os.O_WRONLY) as writer:
             os.pwrite(writer, b"THE BYTES", 0)
-            return first, os.pread(reader, 20, 0), os.pread(reader, 9, 5000) == TEXT[5000:5009]
+            return first, os.pread(reader, 20, 0), os.pread(reader, 9, 5000) == at.text[5000:5009]
 
 
 @CASES.add
 def mapped(at: At) -> object:
-    at.blob("f", TEXT)
+    at.blob("f", at.text)
     with at.opened("f", os.O_RDONLY) as fd, mmap.mmap(fd, 0, mmap.MAP_SHARED, mmap.PROT_READ) as view:
         return (
             view[0:9],
@@ -98,7 +102,7 @@ def mapped(at: At) -> object:
 
 @CASES.add
 def mapped_to_write(at: At) -> object:
-    at.blob("f", TEXT)
+    at.blob("f", at.text)
     with at.opened("f", os.O_RDWR) as fd, mmap.mmap(fd, 0) as view:
         view[0:3] = b"MAP"
         view[5000:5003] = b"PED"
@@ -108,8 +112,8 @@ def mapped_to_write(at: At) -> object:
 @CASES.add
 def whose_bytes_are_another_name_s_too(at: At) -> object:
     """Two files of one digest stay two files."""
-    at.blob("f", TEXT)
-    at.blob("g", TEXT)
+    at.blob("f", at.text)
+    at.blob("g", at.text)
     with at.opened("f", os.O_RDWR) as fd:
         os.write(fd, b"CHANGED")
     return at.content("f")[:9], at.content("g")[:9], os.stat(at / "f").st_ino != os.stat(at / "g").st_ino
@@ -117,7 +121,7 @@ def whose_bytes_are_another_name_s_too(at: At) -> object:
 
 @CASES.each(modes(0o644, 0o000, 0o555, 0o4711))
 def chmod(at: At, mode: int) -> object:
-    at.blob("f", TEXT)
+    at.blob("f", at.text)
     inode = os.stat(at / "f").st_ino
     os.chmod(at / "f", mode)
     return shown(at / "f"), os.stat(at / "f").st_ino == inode, at.content("f")[:9]
@@ -125,7 +129,7 @@ def chmod(at: At, mode: int) -> object:
 
 @CASES.add
 def given_times_owner_and_attributes(at: At) -> object:
-    at.blob("f", TEXT)
+    at.blob("f", at.text)
     os.chown(at / "f", 1234, 2345)
     os.setxattr(at / "f", "user.x", b"kept")
     os.utime(at / "f", ns=(1_000_000_001, 2_000_000_002))
@@ -137,7 +141,7 @@ def given_times_owner_and_attributes(at: At) -> object:
 
 @CASES.add
 def keeps_its_mtime_when_read(at: At) -> object:
-    at.blob("f", TEXT)
+    at.blob("f", at.text)
     before = os.stat(at / "f")
     at.content("f")
     after = os.stat(at / "f")
@@ -150,7 +154,7 @@ def keeps_its_mtime_when_read(at: At) -> object:
 
 @CASES.add
 def linked_renamed_and_removed(at: At) -> object:
-    at.blob("f", TEXT)
+    at.blob("f", at.text)
     os.mkdir(at / "d")
     os.link(at / "f", at / "d/g")
     os.rename(at / "f", at / "d/h")
@@ -163,7 +167,7 @@ def linked_renamed_and_removed(at: At) -> object:
 
 @CASES.add
 def removed_while_open(at: At) -> object:
-    at.blob("f", TEXT)
+    at.blob("f", at.text)
     with at.opened("f", os.O_RDONLY) as reader:
         os.unlink(at / "f")
         return os.pread(reader, 9, 0), shown(reader), at.tree()
@@ -171,7 +175,7 @@ def removed_while_open(at: At) -> object:
 
 @CASES.add
 def replaced_by_rename(at: At) -> object:
-    at.blob("f", TEXT)
+    at.blob("f", at.text)
     at.blob("g", b"the other blob")
     with at.opened("f", os.O_RDONLY) as old:
         os.rename(at / "g", at / "f")
@@ -181,7 +185,7 @@ def replaced_by_rename(at: At) -> object:
 @CASES.add
 def staged_again_over_another(at: At) -> object:
     at.file("source", b"x")
-    at.blob("f", TEXT)
+    at.blob("f", at.text)
     first = at.content("f")[:9]
     os.unlink(at / "f")
     at.blob("f", b"staged again")
@@ -211,7 +215,7 @@ def written_while_it_runs(at: At) -> object:
 
 @CASES.add
 def copied_in_ranges(at: At) -> object:
-    at.blob("f", TEXT)
+    at.blob("f", at.text)
     at.blob("g", b"target " * 2000)
     with at.opened("f", os.O_RDONLY) as source, at.opened("g", os.O_RDWR) as target:
         count = told(os.copy_file_range, source, target, 5000, 10, 20)
@@ -220,23 +224,24 @@ def copied_in_ranges(at: At) -> object:
 
 @CASES.add
 def allocated_and_punched(at: At) -> object:
-    at.blob("f", TEXT)
+    at.blob("f", at.text)
     with at.opened("f", os.O_RDWR) as fd:
         punched = told(libc, "fallocate", fd, 3, 4096, 4096)
         grown = told(libc, "fallocate", fd, 0, 0, 20000)
         return punched, grown, shown(fd)["size"], os.pread(fd, 10, 4090), os.pread(fd, 10, 8190)
 
 
-@CASES.each({"data": os.SEEK_DATA, "hole": os.SEEK_HOLE}, (0, 5000, len(TEXT) - 1, len(TEXT)))
-def sought_for_holes(at: At, whence: int, offset: int) -> object:
-    at.blob("f", TEXT)
+@CASES.each({"data": os.SEEK_DATA, "hole": os.SEEK_HOLE}, ("first", "5000", "last", "end"))
+def sought_for_holes(at: At, whence: int, where: str) -> object:
+    offset = {"first": 0, "5000": 5000, "last": len(at.text) - 1, "end": len(at.text)}[where]
+    at.blob("f", at.text)
     with at.opened("f", os.O_RDONLY) as fd:
         return told(os.lseek, fd, offset, whence)
 
 
 @CASES.add
 def synced(at: At) -> object:
-    at.blob("f", TEXT)
+    at.blob("f", at.text)
     outcomes = []
     for flags in (os.O_RDONLY, os.O_RDWR):
         with at.opened("f", flags) as fd:
@@ -246,7 +251,7 @@ def synced(at: At) -> object:
 
 @CASES.add
 def locked(at: At) -> object:
-    at.blob("f", TEXT)
+    at.blob("f", at.text)
     with at.opened("f", os.O_RDONLY) as one, at.opened("f", os.O_RDONLY) as two:
         fcntl.flock(one, fcntl.LOCK_EX)
         return told(fcntl.flock, two, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -254,7 +259,7 @@ def locked(at: At) -> object:
 
 @CASES.each(("read", "write", "truncate", "chmod", "unlink"))
 def by_another_user(at: At, how: str) -> object:
-    at.blob("f", TEXT)
+    at.blob("f", at.text)
     path = at / "f"
     action = {
         "read": lambda: len(at.content("f")),
@@ -263,4 +268,4 @@ def by_another_user(at: At, how: str) -> object:
         "chmod": lambda: os.chmod(path, 0o777),
         "unlink": lambda: os.unlink(path),
     }[how]
-    return in_child(action, user=NOBODY)
+    return at.in_child(action, user=NOBODY)

@@ -7,7 +7,7 @@ import os
 import resource
 import signal
 
-from tests.posix.at import At, Cases, in_child, libc, shown, told
+from tests.posix.at import At, Cases, libc, shown, told
 
 CASES = Cases("content")
 
@@ -176,7 +176,7 @@ def up_to_a_limit_of_the_process(at: At) -> object:
             told(os.ftruncate, fd, 20000),
         ]
 
-    return in_child(write), shown(at / "f")["size"]
+    return at.in_child(write), shown(at / "f")["size"]
 
 
 @CASES.each(
@@ -266,7 +266,7 @@ def mapped_beyond_the_end(at: At) -> object:
         os.ftruncate(fd, 0)
         return mapping[0]
 
-    return in_child(look)
+    return at.in_child(look)
 
 
 @CASES.add

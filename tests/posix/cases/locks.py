@@ -6,7 +6,7 @@ import fcntl
 import os
 import signal
 
-from tests.posix.at import At, Cases, in_child, libc, told
+from tests.posix.at import At, Cases, libc, told
 
 CASES = Cases("locks")
 
@@ -23,9 +23,9 @@ def flock_of_two_processes(at: At, first: int, second: int) -> object:
             own = os.open(at / "f", os.O_RDWR)
             return told(fcntl.flock, own, second | fcntl.LOCK_NB)
 
-        held = in_child(other)
+        held = at.in_child(other)
         fcntl.flock(fd, fcntl.LOCK_UN)
-        return held, in_child(other)
+        return held, at.in_child(other)
 
 
 @CASES.each(
@@ -41,9 +41,9 @@ def fcntl_of_two_processes(at: At, first: int, second: int, where: tuple[int, in
             own = os.open(at / "f", os.O_RDWR)
             return told(fcntl.lockf, own, second | fcntl.LOCK_NB, length, start)
 
-        held = in_child(other)
+        held = at.in_child(other)
         fcntl.lockf(fd, fcntl.LOCK_UN, 10, 0)
-        return held, in_child(other)
+        return held, at.in_child(other)
 
 
 @CASES.add
@@ -56,9 +56,9 @@ def fcntl_ends_with_any_close(at: At) -> object:
 
     with at.opened("f", os.O_RDWR) as fd:
         fcntl.lockf(fd, fcntl.LOCK_EX)
-        held = in_child(other)
+        held = at.in_child(other)
         os.close(os.open(at / "f", os.O_RDONLY))
-        return held, in_child(other)
+        return held, at.in_child(other)
 
 
 @CASES.add
@@ -99,7 +99,7 @@ def that_are_given_up_by_a_signal(at: At) -> object:
             own = os.open(at / "f", os.O_RDWR)
             return told(fcntl.flock, own, fcntl.LOCK_EX)
 
-        return in_child(other)
+        return at.in_child(other)
 
 
 @CASES.add

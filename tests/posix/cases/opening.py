@@ -7,7 +7,7 @@ import os
 import stat
 import subprocess
 
-from tests.posix.at import NOBODY, At, Cases, in_child, modes, shown, told
+from tests.posix.at import NOBODY, At, Cases, modes, shown, told
 
 CASES = Cases("open")
 
@@ -98,7 +98,7 @@ def modes_under_a_umask(at: At, umask: int, mode: int, what: str) -> object:
             return seen
         return shown(path)["mode"]
 
-    return in_child(make)
+    return at.in_child(make)
 
 
 @CASES.add
@@ -112,7 +112,7 @@ def for_writing_what_nobody_may_write(at: At) -> object:
         os.close(fd)
         return told(os.open, at / "f", os.O_RDWR), told(os.open, at / "f", os.O_RDONLY) != "EACCES"
 
-    return in_child(make, user=NOBODY), at.content("f")
+    return at.in_child(make, user=NOBODY), at.content("f")
 
 
 @CASES.add

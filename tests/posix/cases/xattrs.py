@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 
-from tests.posix.at import NOBODY, At, Cases, in_child, libc, told
+from tests.posix.at import NOBODY, At, Cases, libc, told
 
 CASES = Cases("xattr")
 
@@ -116,7 +116,7 @@ def by_a_user(at: At, mode: int, whose: str) -> object:
         os.chown(at / "f", NOBODY, NOBODY)
     os.chmod(at / "f", mode)
     path = at / "f"
-    return in_child(
+    return at.in_child(
         lambda: [
             told(os.setxattr, path, "user.new", b"1"),
             told(os.getxattr, path, "user.old"),

@@ -307,11 +307,12 @@ def test_finalizing_is_harmless_twice_and_for_nobody(tmp_path: Path) -> None:
             await w.builds.finalize_build("nobody", successful=False)
             await w.start()
             await w.stage(*((f"d{index}/f", A) for index in range(300)))
-            both = [asyncio.create_task(w.builds.finalize_build("b1", successful=True)) for _ in range(2)]
-            for end in both:
-                await end
-                (base,) = await w.builds.describe()
-                assert not base.dirty  # also the repeated call has waited until it was saved
+            first = asyncio.create_task(w.builds.finalize_build("b1", successful=True))
+            await asyncio.sleep(0)
+            await w.builds.finalize_build("b1", successful=True)
+            (base,) = await w.builds.describe()
+            assert not base.dirty  # the repeated call has waited until it was saved
+            await first
             await w.builds.finalize_build("b1", successful=True)
             with pytest.raises(Precondition):
                 w.builds.stats("b1")

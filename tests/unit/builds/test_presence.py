@@ -227,6 +227,28 @@ def test_what_is_changed_while_the_cas_thinks_is_left_alone(tmp_path: Path) -> N
     asyncio.run(run())
 
 
+def test_what_is_replaced_while_a_large_directory_is_gone_through_is_left_alone(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("outputd.builds.pace._SLICE", 0.0)
+
+    async def run() -> None:
+        async with world(tmp_path) as w:
+            await w.start()
+            await w.stage(*((f"f{index:03}", A) for index in range(600)))
+            await w.builds.finalize_build("b1", successful=True)
+            w.cas.lost = {A}
+            start = asyncio.create_task(w.start("b2"))
+            await until(lambda: w.at("f000") is None)
+            w.unlink("f599")
+            w.write("f599", b"here")
+            await start
+            await w.ingest.settle()
+            assert await w.listing() == {"f599": Digest.of(SHA256, b"here")}
+
+    asyncio.run(run())
+
+
 def test_the_loop_is_free_while_a_large_tree_is_looked_through(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

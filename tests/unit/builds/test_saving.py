@@ -218,6 +218,29 @@ def test_a_hard_link_of_an_open_file_comes_back_as_one_file(tmp_path: Path) -> N
     asyncio.run(run())
 
 
+def test_a_hard_link_changed_by_one_name_after_a_restart_is_changed_by_all(tmp_path: Path) -> None:
+    async def run() -> None:
+        async with world(tmp_path) as w:
+            await w.start()
+            await w.stage(("d/one", A))
+            w.mkdir("e")
+            file, directory = w.at("d/one"), w.at("e")
+            assert isinstance(file, File) and isinstance(directory, Directory)
+            assert w.tree.link(file, directory, b"two", NOW) is Status.OK
+        async with world(tmp_path) as w:
+            await w.loader.load(w.root())
+            directory = w.at("d")
+            assert isinstance(directory, Directory)
+            await w.loader.load(directory)
+            file = w.at("d/one")
+            assert isinstance(file, File)
+            w.tree.set_content(file, B)
+        async with world(tmp_path) as w:
+            assert await w.listing() == {"d/": None, "d/one": B, "e/": None, "e/two": B}
+
+    asyncio.run(run())
+
+
 def test_private_files_that_nobody_needs_are_swept_at_the_start(tmp_path: Path) -> None:
     async def run() -> None:
         async with world(tmp_path, crash=True) as w:

@@ -322,6 +322,7 @@ def test_the_kernel_is_told_also_when_the_client_gives_up(tmp_path: Path) -> Non
             w.cas.gate.clear()
             call = asyncio.create_task(w.stage(("a", B), ("t/x", A), ("late", A)))
             await until(lambda: w.cas.read_digests)
+            assert w.tree.stale == []  # what it has changed so far is its own to tell, not somebody else's
             call.cancel()
             with pytest.raises(asyncio.CancelledError):
                 await call

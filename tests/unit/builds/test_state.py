@@ -284,7 +284,7 @@ def test_damage_that_is_met_later_is_an_error_of_ours(tmp_path: Path) -> None:
         await state.close()
         path = _database(tmp_path)
         with _edited(tmp_path) as connection:
-            query = "SELECT rootpage FROM sqlite_schema WHERE name = 'directory'"
+            query = "SELECT rootpage FROM sqlite_master WHERE name = 'directory'"
             (root,) = connection.execute(query).fetchone()
         data = path.read_bytes()
         at = (root - 1) * 4096

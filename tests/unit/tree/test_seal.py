@@ -8,7 +8,6 @@ import pytest
 
 from outputd._proto import remote_execution_pb2 as reapi
 from outputd.digest import Digest, DigestFunction
-from outputd.errors import Corrupt
 from outputd.tree.expand import Listing, expand
 from outputd.tree.merkle import Sealed, digest_message, is_utf8, seal
 from outputd.tree.node import (
@@ -23,104 +22,21 @@ from outputd.tree.node import (
     Node,
     Special,
     Symlink,
-    Volume,
 )
 from outputd.tree.rules import RENAME_EXCHANGE
-from outputd.tree.status import Status
-from outputd.tree.tree import Tree
-from tests.unit.tree.kept import SHA256, Kept, check, collapsed, picture
+from tests.unit.tree.kept import SHA256, check, collapsed, picture
+from tests.unit.tree.saved import SavedWorld
+from tests.unit.tree.world import EMPTY, OTHER, known
 
-EMPTY = Digest.of(SHA256, b"")
-OTHER = Digest.of(SHA256, b"other")
 BLAKE = Digest.of(DigestFunction.BLAKE3, b"other")
 
 
-class World:
-    """A tree whose volume can be sealed and opened again."""
-
-    def __init__(self) -> None:
-        self.tree = Tree(uid=1000, gid=1000, now=1)
-        self.volume = self.tree.add_volume(1, b"base", 1)
-        self.kept = Kept()
-        self.now = 1
-        self.number = 1
-
-    @property
-    def root(self) -> Directory:
-        return self.volume.root
-
-    def tick(self) -> int:
-        self.now += 1
-        return self.now
-
-    def at(self, path: bytes) -> Directory:
-        directory = self.root
-        for name in filter(None, path.split(b"/")):
-            node = self.kept.run(lambda name=name, d=directory: self.tree.lookup(d, name))  # type: ignore[misc]
-            assert isinstance(node, Directory)
-            directory = node
-        return directory
-
-    def place(self, path: bytes, node: Node) -> Node:
-        """Enter a node, making directories on the way."""
-        directory, name = self.parent(path)
-        self.kept.run(lambda: self.tree.place(directory, name, node, self.tick()))
-        return node
-
-    def parent(self, path: bytes) -> tuple[Directory, bytes]:
-        *steps, name = path.split(b"/")
-        directory = self.root
-        for step in steps:
-            directory = self.kept.run(
-                lambda d=directory, step=step: self.tree.descend(d, step, self.tick())  # type: ignore[misc]
-            )
-        return directory, name
-
-    def file(self, path: bytes, content: Digest | Local = EMPTY, mode: int = FILE_MODE) -> File:
-        file = File(mode, self.tick(), content)
-        self.place(path, file)
-        return file
-
-    def node(self, path: bytes) -> Node:
-        parent, _, name = path.rpartition(b"/")
-        directory = self.at(parent)
-        node = self.kept.run(lambda: self.tree.lookup(directory, name))
-        assert node is not None
-        return node
-
-    def link(self, old: bytes, new: bytes) -> None:
-        directory, name = self.parent(new)
-        node = self.node(old)
-        assert self.kept.run(lambda: self.tree.link(node, directory, name, self.tick())) is Status.OK
-
-    def unlink(self, path: bytes) -> None:
-        parent, _, name = path.rpartition(b"/")
-        directory = self.at(parent)
-        assert self.kept.run(lambda: self.tree.unlink(directory, name, self.tick())) is Status.OK
-
-    def seal(self, function: DigestFunction = SHA256) -> Sealed:
-        return self.kept.seal(self.tree, self.volume, function)
-
-    def sealed_now(self) -> int:
-        """How many directories sealing takes now."""
-        before = self.kept.sealed
-        self.seal()
-        return self.kept.sealed - before
-
-    def reopen(self) -> None:
-        """What a restart does."""
-        sealed = self.seal()
-        self.number += 1
-        self.tree, self.volume = self.kept.reopen(self.volume, sealed, self.number)
-        self.kept.loaded.clear()
-
-
 @pytest.fixture
-def w() -> World:
-    return World()
+def w() -> SavedWorld:
+    return SavedWorld()
 
 
-def test_everything_comes_back(w: World) -> None:
+def test_everything_comes_back(w: SavedWorld) -> None:
     w.file(b"staged/a", OTHER, EXECUTABLE_MODE)
     w.file(b"staged/b")
     w.file(b"modes/secret", OTHER, 0o100600)
@@ -163,7 +79,7 @@ def test_everything_comes_back(w: World) -> None:
     assert picture(w.kept, w.tree, w.root) == before
 
 
-def test_nothing_but_what_is_looked_at_is_loaded(w: World) -> None:
+def test_nothing_but_what_is_looked_at_is_loaded(w: SavedWorld) -> None:
     for path in (b"a/b/c/file", b"a/x/file", b"y/file"):
         w.file(path)
     w.reopen()
@@ -171,7 +87,7 @@ def test_nothing_but_what_is_looked_at_is_loaded(w: World) -> None:
     assert [directory.name for directory in w.kept.loaded] == [b"base", b"a", b"b"]
 
 
-def test_only_what_changed_is_sealed(w: World) -> None:
+def test_only_what_changed_is_sealed(w: SavedWorld) -> None:
     for path in (b"a/b/c/file", b"a/x/file", b"y/file"):
         w.file(path)
     assert w.sealed_now() == 6
@@ -195,7 +111,7 @@ def test_only_what_changed_is_sealed(w: World) -> None:
     assert w.sealed_now() == 3
 
 
-def test_sealing_again_from_nothing_gives_the_same(w: World) -> None:
+def test_sealing_again_from_nothing_gives_the_same(w: SavedWorld) -> None:
     w.file(b"a/b/file", OTHER)
     w.file(b"c/local", Local(1, 2))
     w.link(b"a/b/file", b"c/linked")
@@ -217,7 +133,7 @@ def test_sealing_again_from_nothing_gives_the_same(w: World) -> None:
 
 
 @pytest.mark.parametrize("function", [f for f in DigestFunction if f.supported])
-def test_messages_are_what_protobuf_writes(w: World, function: DigestFunction) -> None:
+def test_messages_are_what_protobuf_writes(w: SavedWorld, function: DigestFunction) -> None:
     names = ["b", "a", "Z", "é", "a.b", "a-b", "n" * 200, "中", "\U0001f600", "\uffee"]
     expected = reapi.Directory()
     for name in sorted(names, key=str.encode):
@@ -242,12 +158,12 @@ def test_messages_are_what_protobuf_writes(w: World, function: DigestFunction) -
     assert w.kept.directories[sealed.digest] == message
 
 
-def test_an_empty_directory_is_the_empty_blob(w: World) -> None:
+def test_an_empty_directory_is_the_empty_blob(w: SavedWorld) -> None:
     assert w.seal().digest == EMPTY
     assert w.kept.directories == {EMPTY: b""}
 
 
-def test_equal_content_is_equal_whatever_its_attributes(w: World) -> None:
+def test_equal_content_is_equal_whatever_its_attributes(w: SavedWorld) -> None:
     w.file(b"a/f", OTHER)
     w.file(b"b/f", OTHER, 0o100600)
     w.tree.identify(w.node(b"b/f"), w.at(b"b"))
@@ -257,7 +173,7 @@ def test_equal_content_is_equal_whatever_its_attributes(w: World) -> None:
     assert a.digest == b.digest and a.record != b.record
 
 
-def test_the_executable_bit_is_content(w: World) -> None:
+def test_the_executable_bit_is_content(w: SavedWorld) -> None:
     w.file(b"a/f", OTHER, 0o100700)
     w.file(b"b/f", OTHER, 0o100655)
     w.seal()
@@ -282,7 +198,7 @@ def test_is_utf8_is_what_protobuf_takes() -> None:
 # defaults
 
 
-def test_a_staged_directory_costs_its_message_only(w: World) -> None:
+def test_a_staged_directory_costs_its_message_only(w: SavedWorld) -> None:
     directory = w.tree.descend(w.root, b"d", 5)
     w.tree.place(directory, b"file", File(FILE_MODE, 5, OTHER), 5)
     w.tree.place(directory, b"tool", File(EXECUTABLE_MODE, 5, OTHER), 5)
@@ -305,7 +221,7 @@ def test_a_staged_directory_costs_its_message_only(w: World) -> None:
         lambda node: setattr(node, "extra", Extra()),
     ],
 )
-def test_anything_else_is_recorded(w: World, change: Callable[[Node], None]) -> None:
+def test_anything_else_is_recorded(w: SavedWorld, change: Callable[[Node], None]) -> None:
     file = File(FILE_MODE, 5, OTHER)
     w.tree.place(w.root, b"f", file, 5)
     change(file)
@@ -316,7 +232,7 @@ def test_anything_else_is_recorded(w: World, change: Callable[[Node], None]) -> 
     assert picture(w.kept, w.tree, w.root) == before
 
 
-def test_another_time_of_a_directory_leaves_its_entries_theirs(w: World) -> None:
+def test_another_time_of_a_directory_leaves_its_entries_theirs(w: SavedWorld) -> None:
     directory = w.tree.descend(w.root, b"d", 5)
     w.tree.place(directory, b"f", File(FILE_MODE, 5, OTHER), 5)
     w.seal()
@@ -326,7 +242,7 @@ def test_another_time_of_a_directory_leaves_its_entries_theirs(w: World) -> None
     assert (w.at(b"d").mtime, w.node(b"d/f").mtime) == (99, 5)
 
 
-def test_two_digest_functions_in_one_tree(w: World) -> None:
+def test_two_digest_functions_in_one_tree(w: SavedWorld) -> None:
     w.file(b"old/f", OTHER)
     w.file(b"old/sub/f", OTHER)
     w.seal()
@@ -342,7 +258,7 @@ def test_two_digest_functions_in_one_tree(w: World) -> None:
 # Trees
 
 
-def test_a_staged_tree_nobody_looked_into_stays_one(w: World) -> None:
+def test_a_staged_tree_nobody_looked_into_stays_one(w: SavedWorld) -> None:
     w.place(b"d/by-tree", collapsed(w.volume, None, tree=BLAKE))
     w.place(b"d/by-both", collapsed(w.volume, EMPTY, tree=OTHER))
     w.place(b"d/\xff", collapsed(w.volume, EMPTY, tree=OTHER))
@@ -360,11 +276,7 @@ def test_a_staged_tree_nobody_looked_into_stays_one(w: World) -> None:
 # local bytes
 
 
-def known(*directories: Directory) -> list[bool]:
-    return [directory.digest is not None for directory in directories]
-
-
-def test_a_local_file_leaves_the_digests_above_unknown(w: World) -> None:
+def test_a_local_file_leaves_the_digests_above_unknown(w: SavedWorld) -> None:
     file = w.file(b"a/b/local", Local(7, 3))
     w.file(b"a/c/blob")
     assert w.sealed_now() == 4
@@ -388,7 +300,7 @@ def test_a_local_file_leaves_the_digests_above_unknown(w: World) -> None:
 # sealing while the tree changes
 
 
-def test_what_changes_between_two_steps_is_sealed_again(w: World) -> None:
+def test_what_changes_between_two_steps_is_sealed_again(w: SavedWorld) -> None:
     w.file(b"a/x", OTHER)
     w.file(b"b/local", Local(1, 1))
     w.file(b"c/d/y", OTHER)
@@ -414,7 +326,7 @@ def test_what_changes_between_two_steps_is_sealed_again(w: World) -> None:
 
 
 @pytest.mark.parametrize("number", range(1, 5))
-def test_what_was_sealed_and_cannot_last_is_sealed_again_after_a_change(w: World, number: int) -> None:
+def test_what_was_sealed_and_cannot_last_is_sealed_again_after_a_change(w: SavedWorld, number: int) -> None:
     for i in range(2):
         w.file(b"d%d/e/local" % i, Local(i + 1, 1))
     result: Sealed | None = None
@@ -430,7 +342,7 @@ def test_what_was_sealed_and_cannot_last_is_sealed_again_after_a_change(w: World
     assert picture(w.kept, tree, volume.root) == before
 
 
-def test_changes_elsewhere_do_not_hold_sealing_up(w: World) -> None:
+def test_changes_elsewhere_do_not_hold_sealing_up(w: SavedWorld) -> None:
     """Also where local files let nothing last: a busy tree must come to an end all the same."""
     for i in range(20):
         w.file(b"d%d/local" % i, Local(i + 1, 1))
@@ -445,219 +357,9 @@ def test_changes_elsewhere_do_not_hold_sealing_up(w: World) -> None:
     assert steps < 60
 
 
-def test_a_pass_finds_what_another_has_sealed_meanwhile(w: World) -> None:
+def test_a_pass_finds_what_another_has_sealed_meanwhile(w: SavedWorld) -> None:
     w.file(b"a/f")
     one, two = seal(w.root, SHA256, w.kept), seal(w.root, SHA256, w.kept)
     next(one)
     results = [step for steps in (two, one) for step in steps if isinstance(step, Sealed)]
     assert len(results) == 2 and results[0] == results[1]
-
-
-# hard links over a restart
-
-
-def linked_world(w: World, paths: list[bytes]) -> File:
-    file = w.file(paths[0], OTHER)
-    for path in paths[1:]:
-        w.place(path + b".beside", File(FILE_MODE, 1, EMPTY))
-        w.link(paths[0], path)
-    w.reopen()
-    return file
-
-
-def test_names_met_later_lead_to_the_same_node(w: World) -> None:
-    linked_world(w, [b"a/x", b"b/y", b"c/d/z"])
-    first = w.node(b"b/y")
-    assert first.nlink == 3
-    assert w.node(b"a/x") is first and w.node(b"c/d/z") is first
-    assert first.nlink == 3
-    check(w.volume)
-    assert w.sealed_now() == 0
-
-
-CHANGES: list[Callable[[World], object]] = [
-    lambda w: w.unlink(b"a/x"),
-    lambda w: w.link(b"a/x", b"new"),
-    lambda w: w.tree.rename(w.at(b"a"), b"x", w.root, b"moved", 0, w.tick()),
-    lambda w: w.place(b"a/x", File(FILE_MODE, 5, EMPTY)),
-    lambda w: w.tree.place(w.root, b"a", File(FILE_MODE, 5, EMPTY), w.tick()),
-    lambda w: w.tree.clear(w.at(b"a"), w.tick()),
-    lambda w: change_attributes(w, b"a/x"),
-    lambda w: w.tree.set_content(file_at(w, b"a/x"), EMPTY),
-    lambda w: w.tree.set_content(file_at(w, b"a/x"), Local(5, 5)),
-]
-
-
-def file_at(w: World, path: bytes) -> File:
-    node = w.node(path)
-    assert isinstance(node, File)
-    return node
-
-
-def change_attributes(w: World, path: bytes) -> None:
-    node = w.node(path)
-    node.mode, node.ctime = 0o100600, w.tick()
-    w.tree.outdate_attributes(node)
-
-
-@pytest.mark.parametrize("change", CHANGES)
-@pytest.mark.parametrize("others", [[b"b/y"], [b"b/y", b"c/d/z"], [b"b/c/d/y", b"b/c/z"]])
-def test_a_change_through_one_name_is_true_of_all_after_the_next_restart(
-    w: World, change: Callable[[World], object], others: list[bytes]
-) -> None:
-    linked_world(w, [b"a/x", *others])
-    w.node(b"a/x")
-    change(w)
-    for node in w.tree.dropped:
-        list(w.tree.dismantle(node))
-    w.reopen()
-    first = w.node(others[0])
-    seen = (first.mode, first.ctime, first.nlink, first.content if isinstance(first, File) else None)
-    w.kept.load_all(w.root)
-    assert seen == (first.mode, first.ctime, first.nlink, first.content if isinstance(first, File) else None)
-    names = [
-        name
-        for directory in directories(w.root)
-        for name, node in (directory.children or {}).items()
-        if node is first
-    ]
-    assert first.nlink == len(names) >= len(others)
-    check(w.volume)
-
-
-def directories(top: Directory) -> list[Directory]:
-    found = [top]
-    for directory in found:
-        found.extend(node for node in (directory.children or {}).values() if isinstance(node, Directory))
-    return found
-
-
-def place_of(node: Node) -> tuple[Directory | None, bytes]:
-    return node.parent, node.name
-
-
-def test_a_node_whose_met_names_are_gone_is_found_by_the_next(w: World) -> None:
-    linked_world(w, [b"a/x", b"b/y"])
-    node = w.node(b"a/x")
-    w.tree.remember(node, w.at(b"a"))
-    w.unlink(b"a/x")
-    assert (node.nlink, place_of(node)[0]) == (1, None)
-    assert w.node(b"b/y") is node
-    assert place_of(node) == (w.at(b"b"), b"y")
-    check(w.volume)
-    w.unlink(b"b/y")
-    assert node.nlink == 0 and not w.volume.linked
-
-
-def test_a_node_whose_met_names_are_gone_can_be_linked_again(w: World) -> None:
-    linked_world(w, [b"a/x", b"b/y"])
-    node = w.node(b"a/x")
-    w.unlink(b"a/x")
-    other = w.tree.add_volume(9, b"other", 1)
-    assert w.tree.link(node, other.root, b"n", w.tick()) is Status.CROSS_DEVICE
-    assert w.tree.link(node, w.root, b"n", w.tick()) is Status.OK
-    assert node.nlink == 2 and node.parent is w.root
-    assert w.node(b"b/y") is node
-    check(w.volume)
-
-
-@pytest.mark.parametrize("kernel_knows", [True, False])
-def test_links_that_went_with_an_unseen_directory_are_not_counted_for_ever(
-    w: World, *, kernel_knows: bool
-) -> None:
-    w.file(b"a/x", Local(5, 1))
-    w.link(b"a/x", b"b/y")
-    w.link(b"a/x", b"b/z")
-    w.reopen()
-    node = w.node(b"a/x")
-    ino = w.tree.remember(node, w.at(b"a"))
-    w.tree.place(w.root, b"b", File(FILE_MODE, 1, EMPTY), w.tick())
-    assert node.nlink == 3
-    w.seal()
-    assert node.nlink == 1 and not w.volume.linked and not w.volume.unmet
-    check(w.volume)
-    w.reopen()
-    node = w.node(b"a/x")
-    assert node.nlink == 1
-    # And the bytes of one that has lost all its names are freed.
-    w.link(b"a/x", b"c/y")
-    w.reopen()
-    node = w.node(b"a/x")
-    ino = w.tree.remember(node, w.at(b"a"))
-    if not kernel_knows:
-        w.tree.forget(ino, 1)
-    w.unlink(b"a/x")
-    w.tree.place(w.root, b"c", File(FILE_MODE, 1, EMPTY), w.tick())
-    assert w.tree.dropped == []
-    w.seal()
-    assert node.nlink == 0
-    if kernel_knows:
-        assert w.tree.dropped == []
-        w.tree.forget(ino, 1)
-    assert w.tree.dropped == [node]
-
-
-def test_links_that_went_with_a_directory_cleared_unseen_are_not_counted_for_ever(w: World) -> None:
-    linked_world(w, [b"a/x", b"b/y"])
-    node = w.node(b"a/x")
-    w.tree.clear(w.at(b"b"), w.tick())
-    w.seal()
-    assert node.nlink == 1
-    check(w.volume)
-
-
-def test_only_directories_with_hard_links_are_loaded_before_sealing(w: World) -> None:
-    linked_world(w, [b"a/x", b"deep/er/y"])
-    w.file(b"beside/f")
-    w.file(b"deep/other/f")
-    w.reopen()
-    w.seal()
-    assert w.kept.loaded == []
-    w.unlink(b"a/x")
-    loaded = [d.name for d in w.kept.loaded]
-    assert loaded == [b"base", b"a"]
-    w.seal()
-    assert [d.name for d in w.kept.loaded] == [b"base", b"a", b"deep", b"er"]
-
-
-# listings that cannot be
-
-
-@pytest.mark.parametrize(
-    ("entries", "message"),
-    [
-        (Listing([(b"x", EMPTY, False), (b"x", EMPTY, False)], [], []), "stands in it twice"),
-        (Listing([(b"x", EMPTY, False)], [(b"x", EMPTY)], []), "stands in it twice"),
-        (Listing([], [(b"x", EMPTY)], [(b"x", b"t")]), "stands in it twice"),
-        (Listing([(b"", EMPTY, False)], [], []), "cannot be the name"),
-        (Listing([(b".", EMPTY, False)], [], []), "cannot be the name"),
-        (Listing([], [(b"..", EMPTY)], []), "cannot be the name"),
-        (Listing([], [], [(b"a/b", b"t")]), "cannot be the name"),
-        (Listing([], [], [(b"a\0b", b"t")]), "cannot be the name"),
-        (Listing([], [(b"n" * 256, EMPTY)], []), "cannot be the name"),
-        (Listing([], [], [(b"l", b"")]), "has the target b''"),
-        (Listing([], [], [(b"l", b"a\0b")]), "expected a path"),
-    ],
-)
-def test_a_listing_that_is_no_directory_is_corrupt(entries: Listing, message: str) -> None:
-    volume = Volume(1, 1, writable=True)
-    directory = collapsed(volume, EMPTY)
-    with pytest.raises(Corrupt, match=message):
-        expand(directory, entries, None)
-    assert directory.children is None and directory.digest == EMPTY and not volume.linked
-
-
-def test_a_huge_listing_with_one_name_twice_is_refused_in_time() -> None:
-    names = [b"%06d" % i for i in range(50_000)]
-    entries = Listing([(name, EMPTY, False) for name in [*names, names[-1]]], [], [])
-    with pytest.raises(Corrupt, match="049999"):
-        expand(collapsed(Volume(1, 1, writable=True), EMPTY), entries, None)
-
-
-def test_an_expanded_directory_is_not_expanded_again() -> None:
-    volume = Volume(1, 1, writable=True)
-    directory = collapsed(volume, EMPTY)
-    expand(directory, Listing([(b"x", EMPTY, False)], [], []), None)
-    children = directory.children
-    expand(directory, Listing([], [], []), None)
-    assert directory.children is children and directory.digest == EMPTY

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import asyncio
 import errno
+from collections.abc import Awaitable, Iterable, Iterator
+from typing import Final
 
 from outputd.digest import Digest
 from outputd.front.fuse.answers import Answers
@@ -22,20 +25,61 @@ from outputd.wire.fuse_reply import (
 )
 from outputd.wire.fuse_request import decode_read, decode_release
 
+_COOKIE_BITS: Final = 62
+_MASK: Final = (1 << _COOKIE_BITS) - 1
+_FIRST: Final = 3
+"""Cookie of the name with hash 0; 1 and 2 are behind `.` and `..`."""
+_BUCKET: Final = 256
+"""Names, about, that are brought into order at once."""
+_SLICE: Final = 4096
+"""Names that are looked at between two turns of the event loop; a millisecond."""
+
+
+class _Order:
+    """The names of a directory in the order of their cookies, which are hashes of the names, as ext4 has it.
+
+    So a cookie means the same whoever got it from whom: another handle, or the kernel, which goes on from where its cached listing
+    became stale. Positions would shift with every name that goes, and `rm -rf` would leave behind what it never saw. Python keys
+    its hash anew for every process and keeps it in the name; two of 100,000 names share 62 bits once in a billion directories.
+    """
+
+    __slots__ = ("_buckets", "_shift", "_sorted")
+
+    def __init__(self, count: int) -> None:
+        bits = (count // _BUCKET).bit_length()
+        self._shift = _COOKIE_BITS - bits
+        self._buckets: list[list[bytes]] = [[] for _ in range(1 << bits)]
+        self._sorted: tuple[int, list[tuple[int, bytes]]] = (-1, [])
+        """The bucket that was needed last, and its names in order."""
+
+    def add(self, names: Iterable[bytes]) -> None:
+        buckets, shift = self._buckets, self._shift
+        for name in names:
+            buckets[(hash(name) & _MASK) >> shift].append(name)
+
+    def behind(self, cookie: int) -> Iterator[tuple[int, bytes]]:
+        """Names with their cookies, beginning behind one."""
+        for number in range(max(cookie - _FIRST, 0) >> self._shift, len(self._buckets)):
+            if self._sorted[0] != number:
+                self._sorted = number, sorted((hash(name) & _MASK, name) for name in self._buckets[number])
+            for hashed, name in self._sorted[1]:
+                if hashed + _FIRST > cookie:
+                    yield hashed + _FIRST, name
+
 
 class _Listing:
-    """An open directory. Cookies are positions in `entries`, so they stay valid while names come and go; a name that went is left
-    out, one that came is seen after rewinddir(3) (POSIX readdir leaves both open). A name that was replaced was there all along."""
+    """An open directory."""
 
-    __slots__ = ("directory", "entries")
+    __slots__ = ("directory", "order")
 
     def __init__(self, directory: Directory) -> None:
         self.directory = directory
-        self.entries: list[tuple[bytes, Node]] | None = None
+        self.order: _Order | None = None
+        """Taken when reading begins. A name that went since is left out; one that came is seen after rewinddir(3): POSIX lets it."""
 
 
 class Listings:
-    """Handlers, as in names.py, and the table of open directories."""
+    """Handlers, as in names.py, and the table of open directories. The first READDIR of a big one answers by an awaitable."""
 
     def __init__(self, tree: Tree, answers: Answers) -> None:
         self._tree = tree
@@ -44,8 +88,6 @@ class Listings:
         self._next_fh = 1
         self._split = (0, 0, 0)
         """A time in nanoseconds, in seconds, and the rest: the one used last."""
-        self._cached: dict[int, int] = {}
-        """By inode number, the directory's mtime when the kernel was last allowed to keep a listing of it."""
 
     def opendir(self, unique: int, nodeid: int, uid: int, gid: int, message: memoryview, end: int) -> bytes:
         directory = self._tree.inodes[nodeid]
@@ -55,17 +97,19 @@ class Listings:
         self._next_fh += 1
         self._open[fh] = _Listing(directory)
         flags = FOPEN_CACHE_DIR
-        if self._cached.get(nodeid) == directory.mtime:
+        if directory.listed == directory.ctime:
             flags |= FOPEN_KEEP_CACHE
-        self._cached[nodeid] = directory.mtime
+        directory.listed = directory.ctime
         return open_reply(unique, fh, flags)
 
-    def readdir(self, unique: int, nodeid: int, uid: int, gid: int, message: memoryview, end: int) -> bytes:
+    def readdir(
+        self, unique: int, nodeid: int, uid: int, gid: int, message: memoryview, end: int
+    ) -> bytes | Awaitable[bytes]:
         return self._read(unique, message, end, plus=False)
 
     def readdirplus(
         self, unique: int, nodeid: int, uid: int, gid: int, message: memoryview, end: int
-    ) -> bytes:
+    ) -> bytes | Awaitable[bytes]:
         return self._read(unique, message, end, plus=True)
 
     def releasedir(
@@ -76,34 +120,59 @@ class Listings:
 
     def drop(self, fh: int) -> None:
         """The kernel has closed, or never got, this handle."""
-        directory = self._open.pop(fh).directory
-        if not directory.lookups:
-            self._cached.pop(directory.ino, None)
+        del self._open[fh]
 
-    def _read(self, unique: int, message: memoryview, end: int, *, plus: bool) -> bytes:
-        fh, offset, size, _, _, _ = decode_read(message, end)
+    def _read(self, unique: int, message: memoryview, end: int, *, plus: bool) -> bytes | Awaitable[bytes]:
+        fh, cookie, size, _, _, _ = decode_read(message, end)
         listing = self._open[fh]
-        directory = listing.directory
-        children = self._tree.children(directory)
-        if offset == 0 or listing.entries is None:
-            parent = directory.parent or directory
-            for known in (directory, parent):
-                self._tree.identify(known, known.parent or known)
-            listing.entries = [(b".", directory), (b"..", parent), *children.items()]
-        encode = self._record_plus if plus else self._record
+        if cookie == 0 or listing.order is None:
+            names = list(self._tree.children(listing.directory))
+            order = _Order(len(names))
+            if len(names) > _SLICE:
+                return self._read_later(unique, listing, order, names, cookie, size, plus=plus)
+            order.add(names)
+            listing.order = order
+        return self._page(unique, listing.directory, listing.order, cookie, size, plus=plus)
+
+    async def _read_later(
+        self,
+        unique: int,
+        listing: _Listing,
+        order: _Order,
+        names: list[bytes],
+        cookie: int,
+        size: int,
+        *,
+        plus: bool,
+    ) -> bytes:
+        for start in range(0, len(names), _SLICE):
+            order.add(names[start : start + _SLICE])
+            await asyncio.sleep(0)
+        listing.order = order
+        return self._page(unique, listing.directory, order, cookie, size, plus=plus)
+
+    def _page(
+        self, unique: int, directory: Directory, order: _Order, cookie: int, size: int, *, plus: bool
+    ) -> bytes:
+        """As many records behind `cookie` as fit."""
+        encode, size_of = (self._record_plus, direntplus_size) if plus else (self._record, dirent_size)
         records: list[bytes] = []
         room = size
-        for position in range(offset, len(listing.entries)):
-            name, node = listing.entries[position]
-            if position > 1:
-                current = children.get(name)
-                if current is None:
-                    continue
-                node = current
-            room -= direntplus_size(len(name)) if plus else dirent_size(len(name))
+        if cookie < _FIRST - 1:
+            parent = directory.parent or directory
+            for name, node, behind in ((b".", directory, 1), (b"..", parent, 2)):
+                self._tree.identify(node, node.parent or node)
+                if cookie < behind and (room := room - size_of(len(name))) >= 0:
+                    records.append(encode(directory, name, node, behind))
+        children = self._tree.children(directory)
+        for behind, name in order.behind(cookie):
+            found = children.get(name)
+            if found is None:
+                continue
+            room -= size_of(len(name))
             if room < 0:
                 break
-            records.append(encode(directory, name, node, position + 1))
+            records.append(encode(directory, name, found, behind))
         return data_reply(unique, b"".join(records))
 
     def _record(self, directory: Directory, name: bytes, node: Node, cookie: int) -> bytes:

@@ -6,6 +6,7 @@ import errno
 import os
 import stat
 import time
+from typing import Final
 
 from outputd.drive.content import Content
 from outputd.front.fuse.answers import Answers
@@ -16,8 +17,10 @@ from outputd.tree.tree import Tree
 from outputd.wire.fuse_abi import (
     FATTR_ATIME,
     FATTR_ATIME_NOW,
+    FATTR_FH,
     FATTR_GID,
     FATTR_KILL_SUIDGID,
+    FATTR_LOCKOWNER,
     FATTR_MODE,
     FATTR_MTIME,
     FATTR_MTIME_NOW,
@@ -38,6 +41,10 @@ from outputd.wire.fuse_request import (
     decode_setattr,
     decode_symlink,
 )
+
+_NOTHING: Final = FATTR_FH | FATTR_LOCKOWNER
+"""A SETATTR with nothing else is what is left of file_remove_privs() and of chown(2) with -1 and -1 once fuse_setattr() has taken
+out what HANDLE_KILLPRIV_V2 leaves to us."""
 
 
 class Names:
@@ -80,7 +87,7 @@ class Names:
         return self._answers.stat(unique, self._inodes[nodeid])
 
     def access(self, unique: int, nodeid: int, uid: int, gid: int, message: memoryview, end: int) -> bytes:
-        """access(2) and chdir(2) by root; for others the kernel checks itself (front.py). Rule: generic_permission, CAP_DAC_OVERRIDE."""
+        """access(2) and chdir(2) by root; for others the kernel checks itself (front.py). Rule: CAP_DAC_OVERRIDE."""
         node = self._inodes[nodeid]
         if (
             decode_access(message, end) & os.X_OK
@@ -110,7 +117,7 @@ class Names:
             if valid & FATTR_MTIME:
                 node.mtime = now if valid & FATTR_MTIME_NOW else mtime
             node.set_atime(atime)
-        if valid & FATTR_KILL_SUIDGID:
+        if valid & FATTR_KILL_SUIDGID or (not valid & ~_NOTHING and not isinstance(node, Directory)):
             node.drop_privileges()
         if valid & FATTR_MODE:
             executable = bool(node.mode & 0o100)

@@ -56,6 +56,8 @@ class Xattrs:
             # ENODATA would do for the kernel, which asks for `security.capability` before it writes (cap_inode_need_killpriv);
             # but ls(1) and cp(1) go on asking for `security.selinux` and access control lists until they hear this.
             return error_reply(unique, errno.EOPNOTSUPP)
+        if name == NAMESPACE:
+            return error_reply(unique, errno.EINVAL)
         node = self._inodes[nodeid]
         value = self._known(node, name) if name.startswith(OURS) else get_xattr(node, name)
         if value is None:

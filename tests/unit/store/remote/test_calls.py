@@ -81,7 +81,8 @@ class TestCalls:
     @pytest.mark.parametrize("method", OPERATIONS)
     def test_closing_ends_calls_with_an_error_and_not_as_if_cancelled(self, method: str) -> None:
         async def test() -> None:
-            async with remote_world() as (fake, client):
+            # Waiting for the deadline would take longer than this test may.
+            async with remote_world(RemoteOptions(timeout=60)) as (fake, client):
                 fake.fail(method, Fault(hang=True))
                 with pytest.raises(Unavailable, match="closed"):
                     async with asyncio.TaskGroup() as group:
