@@ -1,4 +1,4 @@
-"""Requests that are huge, given up, or no requests at all: a clear answer to each, and a daemon that goes on. Real daemon, real mount."""
+"""Requests that are huge, given up, or no requests at all: a clear answer to each, and a daemon that goes on. Real daemon."""
 
 from __future__ import annotations
 
@@ -20,6 +20,7 @@ from outputd._proto import health_pb2 as health
 from outputd._proto import remote_execution_pb2 as reapi
 from tests import daemon_fixture
 from tests.daemon_fixture import Daemon
+from tests.rev2_tree import Rev2Tree
 from tests.service_client import BuildClient, Cas, Locator, locator_in, pack
 
 pytestmark = pytest.mark.skipif(
@@ -146,7 +147,7 @@ def test_a_request_that_is_given_up(daemon: Daemon, channel: grpc.Channel, build
     call = invoke.future(build.stage_request(artifacts).SerializeToString(), timeout=60)
     # Not before it is under way, which a second call tells: they are begun in order.
     build.stat(["d0/file0"])
-    call.cancel()
+    call.cancel()  # type: ignore[no-untyped-call]  # grpc-stubs
     top = daemon.outputs / build.base
     staged = [path for path in artifacts if (top / path).exists()]
     for path in (*staged[:50], "d0/file0", "d599/file59999"):
@@ -202,10 +203,12 @@ def test_garbage(daemon: Daemon, channel: grpc.Channel, method: str) -> None:
 
 def test_requests_that_are_almost_right(daemon: Daemon, channel: grpc.Channel, build: BuildClient) -> None:
     digest = Cas(channel).put(b"x")
-    tree = rev2.TreeArtifactLocator(tree_digest=digest, root_directory_digest=digest)
+    tree = Rev2Tree({"d": b"x"})
+    Cas(channel).put(tree.message)
+    directory = rev2.TreeArtifactLocator(tree_digest=tree.digest, root_directory_digest=tree.root_digest)
     requests = {
         "StageArtifacts": build.stage_request(
-            {"a/b": digest, "c": tree, "d/e/../f": digest}
+            {"a/b": digest, "c": directory, "d/e/../f": digest}
         ).SerializeToString(),
         "BatchStat": service.BatchStatRequest(
             build_id=build.build_id, paths=["a/b", "c/d", "/execroot/workspace/bazel-out/a"]
@@ -261,7 +264,7 @@ def test_streams_that_are_no_uploads(channel: grpc.Channel, daemon: Daemon) -> N
             list(read(request, timeout=30))
         assert refused.value.code() in PERMANENT
     check_alive(daemon, channel)
-    assert not list((daemon.cache / "tmp").rglob("*/*"))
+    assert Cas(channel).missing([reapi.Digest(hash="0" * 64, size_bytes=5)]) == {"0" * 64}
 
 
 def test_calls_of_a_build_that_does_not_run(daemon: Daemon, channel: grpc.Channel) -> None:

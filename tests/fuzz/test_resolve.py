@@ -19,7 +19,7 @@ from outputd.tree.status import NotLoaded
 from outputd.tree.tree import Tree
 
 NIGHTLY = "OUTPUTD_NIGHTLY" in os.environ
-settings.register_profile("resolve", max_examples=3000 if NIGHTLY else 60, deadline=None)
+settings.register_profile("resolve", max_examples=1500 if NIGHTLY else 60, deadline=None)
 LIMITS = settings.get_profile("resolve")
 
 EMPTY = Digest.of(DigestFunction.SHA256, b"")

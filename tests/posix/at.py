@@ -34,6 +34,12 @@ _KINDS: Final = {
     stat.S_IFCHR: "character device",
     stat.S_IFBLK: "block device",
 }
+_TARGETS: Final = {
+    "symlink": "target",
+    "symlink to a directory": "target directory",
+    "dangling symlink": "nowhere",
+}
+_SPECIALS: Final = {"fifo": stat.S_IFIFO, "socket": stat.S_IFSOCK, "device": stat.S_IFBLK}
 
 
 class At:
@@ -60,17 +66,21 @@ class At:
         return path
 
     def make(self, kind: str, name: str) -> str:
-        """Make one of any kind; a symlink leads to `target`, which need not be there."""
+        """Make a node of the kind called so; `nothing` makes nothing."""
         path = self / name
         if kind == "file":
-            return self.file(name)
-        if kind == "directory":
+            self.file(name)
+        elif kind == "directory":
             os.mkdir(path)
-        elif kind == "symlink":
-            os.symlink("target", path)
+        elif kind == "full directory":
+            os.mkdir(path)
+            self.file(f"{name}/inner")
+        elif kind in _TARGETS:
+            os.symlink(_TARGETS[kind], path)
+        elif kind in _SPECIALS:
+            os.mknod(path, _SPECIALS[kind] | 0o600, os.makedev(7, 200) if kind == "device" else 0)
         else:
-            types = {"fifo": stat.S_IFIFO, "socket": stat.S_IFSOCK, "device": stat.S_IFBLK}
-            os.mknod(path, types[kind] | 0o600, os.makedev(7, 200) if kind == "device" else 0)
+            assert kind == "nothing", kind
         return path
 
     def directory(self, name: str, mode: int = 0o755) -> str:

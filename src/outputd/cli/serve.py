@@ -32,6 +32,8 @@ def run(arguments: argparse.Namespace, console: Console) -> ExitCode:
     settings = load_settings(arguments, console).config
     _ensure_runtime_directory(settings, Places.of(console.environ))
     with logging_to(console.err, settings.log.level, settings.log.format):
+        # gRPC's own log goes past ours, straight to standard error, with news such as "Got goaway".
+        os.environ.setdefault("GRPC_VERBOSITY", "ERROR")
         from outputd.daemon import serve
 
         _run_loop(serve(settings))

@@ -31,6 +31,8 @@ _STRIDE: Final = 256 << 10
 _LOOKUPS_HERE: Final = 200
 _PUTS_HERE: Final = 2
 _BYTES_HERE: Final = 64 << 10
+# Instance names in use at once before idle ones are let go: a client may send any name.
+_SIBLINGS: Final = 100
 # Flights of one fetch_many at the same time, and how many of them begin before the loop gets its turn.
 _WINDOW: Final = 2_000
 _BOARDINGS_A_TURN: Final = 250
@@ -74,6 +76,10 @@ class CachedStore:
             return self
         sibling = self._siblings.get(name)
         if sibling is None:
+            if len(self._siblings) >= _SIBLINGS:
+                idle = [known for known, store in self._siblings.items() if not store._flights]
+                for known in idle:
+                    del self._siblings[known]
             sibling = self._siblings[name] = CachedStore(self._local, self._remote.of_instance(name))
             sibling._tasks = self._tasks
             sibling._closed = self._closed

@@ -108,26 +108,21 @@ def of_directories_with_a_slash_behind(at: At) -> object:
 
 
 @CASES.each(
-    ("nothing", "file", "directory", "full directory", "symlink", "dangling symlink", "fifo", "root dot"),
+    (
+        "nothing",
+        "file",
+        "directory",
+        "full directory",
+        "symlink",
+        "dangling symlink",
+        "fifo",
+        "a directory's dot",
+    ),
     ("unlink", "rmdir"),
 )
 def removed(at: At, what: str, how: str) -> object:
-    path = at / "x"
     at.directory("target")
-    if what == "file":
-        at.file("x")
-    elif what in ("directory", "full directory"):
-        os.mkdir(path)
-        if what == "full directory":
-            at.file("x/y")
-    elif what == "symlink":
-        os.symlink("target", path)
-    elif what == "dangling symlink":
-        os.symlink("nowhere", path)
-    elif what == "fifo":
-        os.mkfifo(path)
-    elif what == "root dot":
-        path = at / "target/."
+    path = at / "target/." if what == "a directory's dot" else at.make(what, "x")
     return told(getattr(os, how), path), at.tree()
 
 
@@ -136,22 +131,14 @@ def removed(at: At, what: str, how: str) -> object:
     ("file", "directory", "symlink", "fifo", "link"),
 )
 def taken_already(at: At, there: str, wanted: str) -> object:
-    path = at / "x"
-    at.file("other")
-    if there == "file":
-        at.file("x")
-    elif there == "directory":
-        os.mkdir(path)
-    elif there == "fifo":
-        os.mkfifo(path)
-    else:
-        os.symlink("other" if there == "symlink" else "nowhere", path)
+    at.file("target")
+    path = at.make(there, "x")
     make = {
         "file": lambda: os.close(os.open(path, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o644)),
         "directory": lambda: os.mkdir(path),
         "symlink": lambda: os.symlink("y", path),
         "fifo": lambda: os.mkfifo(path),
-        "link": lambda: os.link(at / "other", path),
+        "link": lambda: os.link(at / "target", path),
     }[wanted]
     return told(make), at.tree()
 
@@ -231,14 +218,7 @@ def of_one_file_and_its_times(at: At) -> object:
 
 @CASES.each(("directory", "symlink", "fifo", "socket", "nothing"))
 def more_of_one(at: At, what: str) -> object:
-    if what == "directory":
-        os.mkdir(at / "x")
-    elif what == "symlink":
-        os.symlink("nowhere", at / "x")
-    elif what == "fifo":
-        os.mkfifo(at / "x")
-    elif what == "socket":
-        os.mknod(at / "x", stat.S_IFSOCK | 0o600)
+    at.make(what, "x")
     outcome = told(os.link, at / "x", at / "y", follow_symlinks=False)
     return (
         outcome,

@@ -35,7 +35,7 @@ _KINDS = (
     "nothing",
     "file",
     "directory",
-    "symlink to a file",
+    "symlink",
     "symlink to a directory",
     "dangling symlink",
     "fifo",
@@ -48,23 +48,7 @@ _KINDS = (
 def opened(at: At, kind: str, flags: int) -> object:
     at.file("target")
     os.mkdir(at / "target directory")
-    path = at / "x"
-    if kind == "file":
-        at.file("x")
-    elif kind == "directory":
-        os.mkdir(path)
-    elif kind == "fifo":
-        os.mkfifo(path)
-    elif kind == "socket":
-        os.mknod(path, stat.S_IFSOCK | 0o600)
-    elif kind == "device":
-        os.mknod(path, stat.S_IFBLK | 0o600, os.makedev(7, 200))
-    elif kind == "symlink to a file":
-        os.symlink("target", path)
-    elif kind == "symlink to a directory":
-        os.symlink("target directory", path)
-    elif kind == "dangling symlink":
-        os.symlink("made through it", path)
+    path = at.make(kind, "x")
 
     def outcome() -> object:
         fd = os.open(path, flags | os.O_NONBLOCK, 0o640)

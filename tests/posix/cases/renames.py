@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import socket
 
 from tests.posix.at import At, Cases, libc, shown, times_changed, told
 
@@ -14,7 +13,7 @@ _FLAGS = {"plain": 0, "noreplace": 1, "exchange": 2}
 _KINDS = (
     "nothing",
     "file",
-    "empty directory",
+    "directory",
     "full directory",
     "symlink",
     "fifo",
@@ -23,45 +22,26 @@ _KINDS = (
 )
 
 
-def make(at: At, kind: str, name: str, other: str = "") -> None:
-    path = at / name
-    if kind == "file":
-        at.file(name, name.encode())
-    elif kind == "empty directory":
-        os.mkdir(path)
-    elif kind == "full directory":
-        os.mkdir(path)
-        at.file(f"{name}/inner")
-    elif kind == "symlink":
-        os.symlink(f"to {name}", path)
-    elif kind == "fifo":
-        os.mkfifo(path)
-    elif kind == "socket":
-        with socket.socket(socket.AF_UNIX) as bound:
-            here = os.open(at.path, os.O_PATH)
-            bound.bind(f"/proc/self/fd/{here}/{name}")  # a socket's path has at most 107 bytes
-            os.close(here)
-    elif kind == "the other's link" and other and os.path.isfile(at / other):
-        os.link(at / other, path)
-
-
 def renameat2(old: str, new: str, flags: int) -> int:
     return libc("renameat2", AT_FDCWD, os.fsencode(old), AT_FDCWD, os.fsencode(new), flags)
 
 
 @CASES.each(_KINDS[:-1], _KINDS, _FLAGS)
 def one_onto_the_other(at: At, old: str, new: str, flags: int) -> object:
-    make(at, old, "old")
-    make(at, new, "new", "old")
+    at.make(old, "old")
+    if new == "the other's link":
+        told(os.link, at / "old", at / "new", follow_symlinks=False)
+    else:
+        at.make(new, "new")
     return told(renameat2, at / "old", at / "new", flags), at.tree()
 
 
-@CASES.each(("file", "full directory"), ("file", "empty directory", "full directory", "nothing"), _FLAGS)
+@CASES.each(("file", "full directory"), ("file", "directory", "full directory", "nothing"), _FLAGS)
 def into_another_directory(at: At, old: str, new: str, flags: int) -> object:
     os.mkdir(at / "from")
     os.mkdir(at / "to")
-    make(at, old, "from/old")
-    make(at, new, "to/new")
+    at.make(old, "from/old")
+    at.make(new, "to/new")
     outcome = told(renameat2, at / "from/old", at / "to/new", flags)
     return outcome, at.tree(), [shown(at / name)["links"] for name in (".", "from", "to")]
 

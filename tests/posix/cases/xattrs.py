@@ -28,15 +28,7 @@ def _names(path: str) -> list[str]:
 
 @CASES.each(_NAMES, ("file", "directory", "symlink", "fifo"))
 def set_on(at: At, name: str, what: str) -> object:
-    path = at / "x"
-    if what == "file":
-        at.file("x")
-    elif what == "directory":
-        os.mkdir(path)
-    elif what == "symlink":
-        os.symlink("y", path)
-    else:
-        os.mkfifo(path)
+    path = at.make(what, "x")
     return [
         told(os.setxattr, path, name, b"value\0with all", follow_symlinks=False),
         told(os.getxattr, path, name, follow_symlinks=False),

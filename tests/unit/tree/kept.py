@@ -126,8 +126,8 @@ def content(node: Node) -> object:
 
 def picture(kept: Kept, tree: Tree, directory: Directory, path: bytes = b"") -> dict[bytes, object]:
     """Everything one can see of a tree, by path; loads what is not loaded."""
-    if directory.children is None:
-        kept.load(directory)
+    if not path:
+        kept.load_all(directory)
     assert directory.children is not None
     seen: dict[bytes, object] = {}
     for name, node in directory.children.items():
@@ -145,9 +145,7 @@ def picture(kept: Kept, tree: Tree, directory: Directory, path: bytes = b"") -> 
         )
         if isinstance(node, Directory):
             seen |= picture(kept, tree, node, path + name + b"/")
-    seen[path + b"/links"] = {
-        n: node.nlink for n, node in directory.children.items()
-    }  # once all below are loaded
+    seen[path + b"/links"] = {name: node.nlink for name, node in directory.children.items()}
     return seen
 
 

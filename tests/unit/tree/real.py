@@ -6,7 +6,6 @@ import ctypes
 import errno
 import os
 import shutil
-import stat
 from collections.abc import Callable
 
 from outputd.tree.status import Status
@@ -84,12 +83,9 @@ def counts_subdirectories(path: bytes) -> bool:
     return counts
 
 
-def entry(path: bytes) -> tuple[int, object]:
-    """Mode and content of what stands at a path."""
-    mode = os.lstat(path).st_mode
-    if stat.S_ISLNK(mode):
-        return mode, os.readlink(path)
-    if stat.S_ISREG(mode):
-        with open(path, "rb") as file:
-            return mode, file.read()
-    return mode, None
+def content(path: bytes) -> bytes:
+    """The target of a symlink, the bytes of a file."""
+    if os.path.islink(path):
+        return os.readlink(path)
+    with open(path, "rb") as file:
+        return file.read()
