@@ -26,7 +26,7 @@ BUILD = "b0000000-0000-0000-0000-000000000001"
 def paths_of(directories: int, files: int) -> list[str]:
     """Paths as Bazel's are: some levels deep, names of some length."""
     return [
-        f"k8-fastbuild/bin/package{d // 100}/target{d}/_objs/output_file_{f}.pic.o"
+        f"k8-fastbuild/bin/package{d // 100}/target{d}/output_file_{f}.pic.o"
         for d in range(directories)
         for f in range(files)
     ]

@@ -200,7 +200,7 @@ class Session:
     def abandon(self) -> None:
         """The mount is gone: end the requests that wait, for nobody waits for their answers any more."""
         for task in self._waiting.values():
-            task.cancel()
+            asyncio.get_running_loop().call_soon(task.cancel)  # not at once, as in _interrupt
 
     # within
 
