@@ -114,8 +114,10 @@ class Names:
                 atime = node.atime
             elif valid & FATTR_ATIME_NOW:
                 atime = now
+            else:
+                atime = _storable(atime)
             if valid & FATTR_MTIME:
-                node.mtime = now if valid & FATTR_MTIME_NOW else mtime
+                node.mtime = now if valid & FATTR_MTIME_NOW else _storable(mtime)
             node.set_atime(atime)
         if valid & FATTR_KILL_SUIDGID or (not valid & ~_NOTHING and not isinstance(node, Directory)):
             node.drop_privileges()
@@ -211,3 +213,8 @@ class Names:
         if status is not Status.OK:
             return self._answers.refuse(unique, status)
         return self._answers.entry(unique, node, directory)
+
+
+def _storable(time_ns: int) -> int:
+    """The nearest time that a record can keep, 64 bits of nanoseconds: from 1677 to 2262, as ext4 keeps 1901 to 2446."""
+    return max(-(1 << 63), min(time_ns, (1 << 63) - 1))
