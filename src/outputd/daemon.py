@@ -162,6 +162,7 @@ async def _run(config: Config, stop: asyncio.Event) -> None:
                 )
             ),
             store_dir=config.cache.dir,
+            passthrough=config.mount.passthrough,
         )
         options = Options(
             local_only=remote is None,
