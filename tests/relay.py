@@ -8,6 +8,7 @@ from __future__ import annotations
 import os
 import socket
 import threading
+from collections.abc import Callable
 from pathlib import Path
 from types import TracebackType
 from typing import Final, Self, TypeAlias
@@ -79,8 +80,7 @@ class Relay:
         """From now on nothing arrives anywhere, and nobody is told."""
         self._frozen.set()
 
-    def _start(self, work: object, *arguments: object) -> None:
-        assert callable(work)
+    def _start(self, work: Callable[..., None], *arguments: socket.socket) -> None:
         thread = threading.Thread(target=work, args=arguments, name="relay")
         self._threads.append(thread)
         thread.start()

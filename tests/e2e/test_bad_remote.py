@@ -144,6 +144,7 @@ def test_wrong_bytes(size: int, method: str) -> None:
             rf"READ of /outputs/base/out/file for process \d+ failed with EIO: blob {digest_of(data).hash}/{size}"
         )
         assert read_error(file) == errno.EIO
+        assert here.remote.fake.calls.count(method) == 2, "asked once more, in vain"
         assert here.stored() == set()
         here.check_healthy()
         # An error is not remembered.
@@ -208,15 +209,16 @@ def test_a_remote_that_stays_dead() -> None:
         read, unread = here.stage("read", b"r" * SMALL), here.stage("unread", b"u" * SMALL)
         large = here.stage("large", b"l" * LARGE)
         assert read.read_bytes() == b"r" * SMALL
-        here.relay.cut()
+        here.relay.cut_after(LARGE // 2)
         here.daemon.expects(
             *(
                 f"READ of /outputs/base/{name} .* failed with EIO: .*{here.relay.url}"
                 for name in ("unread", "large")
             )
         )
-        for file in (unread, large):
+        for file in (large, unread):
             assert read_error(file) == errno.EIO
+        assert here.relay.cut_off.is_set()
         # Copy-out before the first write needs the bytes, too; to truncate does not.
         here.daemon.expects("OPEN of /outputs/base/unread .* failed with EIO: .*")
         with pytest.raises(OSError, match="Input/output error"), open(unread, "ab"):
@@ -271,11 +273,13 @@ def test_a_remote_that_hangs() -> None:
                 for name in ("small", "large")
             )
         )
+        began = time.monotonic()
         errors = [threads.submit(read_error, file) for file in (small, large)]
         for method in ("BatchReadBlobs", "Read"):
             here.remote.called(method)
         here.check_alive()
         assert [error.result(BOUND) for error in errors] == [errno.ETIMEDOUT] * 2
+        assert time.monotonic() - began < 2.5, "a reader waited for more than one timeout"
         for method in ("BatchReadBlobs", "Read"):
             here.remote.ended(method)
         here.check_healthy()
@@ -331,10 +335,12 @@ def patient() -> Iterator[World]:
 @pytest.mark.parametrize(
     "does", [READ, APPEND, SHORTEN, LIST, STAT], ids=["read", "append", "truncate", "list", "stat"]
 )
-def test_who_waits_can_be_ended(patient: World, does: str, number: signal.Signals) -> None:
+def test_who_waits_can_be_ended(
+    patient: World, does: str, number: signal.Signals, request: pytest.FixtureRequest
+) -> None:
     """The kernel sends INTERRUPT for who waits for an answer of ours; who waits for a page it lets go when the signal is deadly."""
     here = patient
-    name = f"{does[:20].encode().hex()}-{number}"
+    name = request.node.name
     path = here.stage_tree(name) if does in (LIST, STAT) else here.stage(name, name.encode() * 1000)
     here.remote.forget_calls()
     here.remote.fail("BatchReadBlobs", Fault(hang=True))
@@ -342,7 +348,7 @@ def test_who_waits_can_be_ended(patient: World, does: str, number: signal.Signal
         here.remote.called("BatchReadBlobs")
         began = time.monotonic()
         process.send_signal(number)
-        process.wait(BOUND)
+        assert process.wait(BOUND) == -number
         assert time.monotonic() - began < PATIENCE
     if does is not READ:
         here.remote.ended("BatchReadBlobs")

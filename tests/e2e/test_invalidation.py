@@ -21,7 +21,7 @@ from outputd._proto import bazel_output_service_rev2_pb2 as rev2
 from tests import daemon_fixture
 from tests.daemon_fixture import Daemon
 from tests.rev2_tree import Program, Rev2Tree
-from tests.service_client import BuildClient, Cas
+from tests.service_client import BuildClient, Cas, digest_of
 
 pytestmark = pytest.mark.skipif(
     os.geteuid() != 0 or not os.path.exists("/dev/fuse"), reason="needs root and /dev/fuse"
@@ -225,6 +225,75 @@ def test_a_local_file_is_replaced_and_truncated_in_place(top: Path, build: Build
         output.write(b"local again")
     assert (top / "out").read_bytes() == b"local again"
     assert build.digests("out") == [cas.put(b"local again")]
+
+
+def test_other_names_of_a_replaced_file(top: Path, build: BuildClient, cas: Cas) -> None:
+    build.stage({"directory/a": cas.put(b"first")})
+    os.link(top / "directory/a", top / "directory/b")
+    os.link(top / "directory/a", top / "c")
+    before = (top / "c").stat()
+    assert (before.st_nlink, (top / "directory/b").stat().st_nlink) == (3, 3)
+    build.stage({"directory/a": cas.put(b"second")})
+    after = (top / "c").stat()
+    assert (after.st_ino, after.st_nlink, (top / "directory/b").stat().st_nlink) == (before.st_ino, 2, 2)
+    assert after.st_ctime_ns > before.st_ctime_ns
+    assert (top / "directory/b").read_bytes() == (top / "c").read_bytes() == b"first"
+    assert (top / "directory/a").stat().st_nlink == 1
+
+
+def test_a_listing_when_the_time_of_its_directory_is_set_back(
+    top: Path, build: BuildClient, cas: Cas
+) -> None:
+    """As tar and rsync do: the time alone does not tell the kernel whether the listing it keeps is still true."""
+    digest = cas.put(b"x")
+    build.stage({"directory/a": digest})
+    for _ in range(2):
+        assert os.listdir(top / "directory") == ["a"]
+    time_then = (top / "directory").stat().st_mtime_ns
+    build.stage({"directory/b": digest})
+    os.utime(top / "directory", ns=(time_then, time_then))
+    for _ in range(2):
+        assert sorted(os.listdir(top / "directory")) == ["a", "b"]
+    assert (top / "directory").stat().st_mtime_ns == time_then
+
+
+def test_a_directory_that_was_moved_away(top: Path, build: BuildClient, cas: Cas) -> None:
+    one, two = cas.put_all([b"one", b"two!"])
+    build.stage({"place/below/file": one})
+    assert (top / "place/below/file").read_bytes() == b"one"
+    (top / "place").rename(top / "moved")
+    assert not (top / "place").exists()
+    build.stage({"place/below/file": two, "moved/below/another": two})
+    assert (top / "place/below/file").read_bytes() == b"two!"
+    assert (top / "moved/below/file").read_bytes() == b"one"
+    assert sorted(os.listdir(top / "moved/below")) == ["another", "file"]
+
+
+def test_a_lazy_directory_that_was_changed_is_staged_again(top: Path, build: BuildClient, cas: Cas) -> None:
+    tree = Rev2Tree({"a": b"a", "below": {"b": b"b"}})
+    cas.put_all([*tree.files, tree.message])
+    locator = rev2.TreeArtifactLocator(tree_digest=tree.digest)
+    build.stage({"tree": locator})
+    (top / "tree/a").write_bytes(b"changed")
+    (top / "tree/new").write_bytes(b"new")
+    (top / "tree/below/b").unlink()
+    assert os.listdir(top / "tree/below") == []
+    build.stage({"tree": locator})
+    assert sorted(os.listdir(top / "tree")) == ["a", "below"]
+    assert ((top / "tree/a").read_bytes(), (top / "tree/below/b").read_bytes()) == (b"a", b"b")
+
+
+def test_a_file_that_becomes_a_blob_stays_as_it_is(top: Path, build: BuildClient, cas: Cas) -> None:
+    content = os.urandom(100_000)
+    (top / "file").write_bytes(content)
+    before = (top / "file").stat()
+    with open(top / "file", "rb") as reader:
+        assert reader.read(10) == content[:10]
+        assert build.digests("file") == [digest_of(content)]
+        assert reader.read() == content[10:]
+    after = (top / "file").stat()
+    for field in ("st_ino", "st_mode", "st_nlink", "st_size", "st_mtime_ns", "st_ctime_ns", "st_blocks"):
+        assert getattr(after, field) == getattr(before, field), field
 
 
 def test_clean_with_a_working_directory_inside(

@@ -40,6 +40,7 @@ def run(*command: str | Path, cwd: Path | None = None, timeout: float = 60) -> s
         "GIT_COMMITTER_NAME": "a",
         "GIT_COMMITTER_EMAIL": "a@localhost",
     }
+    environment.pop("PYTHONDONTWRITEBYTECODE", None)
     done = subprocess.run(
         command,
         cwd=cwd,

@@ -6,15 +6,15 @@ from types import TracebackType
 from typing import Protocol, Self
 
 from outputd.drive.reaper import Reaper
-from outputd.tree.node import Directory
+from outputd.tree.node import Node
 from outputd.tree.tree import Tree
 
 
 class KernelCache(Protocol):
     """The front's side of it."""
 
-    async def invalidate(self, stale: list[tuple[Directory, bytes | None]]) -> None:
-        """Return when the kernel believes nothing any more about these names, and about the attributes of these directories."""
+    async def invalidate(self, stale: list[tuple[Node, bytes | None]]) -> None:
+        """Return when the kernel believes nothing any more about these names, and about the attributes of these nodes."""
 
 
 class Changes:
@@ -29,7 +29,7 @@ class Changes:
         self.tree = tree
         self._kernel = kernel
         self._reaper = reaper
-        self._stale: list[tuple[Directory, bytes | None]] = []
+        self._stale: list[tuple[Node, bytes | None]] = []
 
     def note(self) -> None:
         """Take over what the tree has collected since the last `await`."""

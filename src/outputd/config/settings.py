@@ -241,7 +241,7 @@ class Outputs:
         Key(
             Seconds(least=0.1),
             60,
-            "How long a reader waits for bytes that are not here yet before the read fails (EIO); a later read tries anew.",
+            "How long a reader waits for bytes that are not here yet before the read fails (ETIMEDOUT); a later read tries anew.",
         ),
     ]
     max_tree_bytes: Annotated[

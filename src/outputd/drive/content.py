@@ -20,13 +20,16 @@ from outputd.drive.flights import Flights
 from outputd.drive.threads import in_thread
 from outputd.errors import Exhausted, NotFound, OutputdError, TimedOut, TooLarge, Unavailable
 from outputd.store.base import BlobStore
-from outputd.tree.node import File, Local
+from outputd.tree.node import File, Local, full_blocks
 from outputd.tree.tree import Tree
 
 _log = logging.getLogger(__name__)
 
 _LARGE: Final = 16 << 20
 """Bytes from which on to unlink a file does not go without a thread: ext4 takes 50 us a megabyte that is in the page cache."""
+_SAME_READ: Final = 1.0
+"""Seconds for which a failure answers whoever reads the same open file: when read-ahead has failed, the kernel sends a second READ
+for the same read(2) (filemap_read, filemap_read_folio), and the reader would wait, and all be fetched, twice."""
 _INLINE_COPY: Final = 256 << 10
 """Bytes up to which copy-out does not go to a thread."""
 
@@ -54,7 +57,7 @@ class Frozen(Exception):
 class OpenFile:
     """An inode with open handles."""
 
-    __slots__ = ("direct", "fd", "file", "handles", "instance_name", "seen")
+    __slots__ = ("direct", "failure", "fd", "file", "handles", "instance_name", "seen")
 
     def __init__(self, file: File) -> None:
         self.file = file
@@ -67,6 +70,8 @@ class OpenFile:
         """While `direct`: the mtime of the private file that is accounted for, in nanoseconds since 1970."""
         self.instance_name = "" if file.parent is None else file.parent.volume.instance_name
         """Of the output path the file lay in when it was opened; it may be unlinked before its bytes are read."""
+        self.failure: tuple[float, OutputdError] | None = None
+        """When its bytes could not be had the last time, by time.monotonic(), and why."""
 
 
 class Content:
@@ -260,6 +265,21 @@ class Content:
         except FileNotFoundError:
             return 0  # lost in a crash; who reads it is told
 
+    def sparse_blocks(self, file: File) -> int | None:
+        """As `blocks`, of a file with holes; None of others, whatever little the disk below stores of them."""
+        blocks = self.blocks(file)
+        if blocks >= full_blocks(file.size):
+            return None
+        assert isinstance(file.content, Local)
+        try:
+            fd = os.open(self.private_path(file.content), os.O_RDONLY | os.O_CLOEXEC)
+        except OSError:
+            return None  # who reads it is told
+        try:
+            return blocks if os.lseek(fd, 0, os.SEEK_HOLE) < file.size else None
+        finally:
+            os.close(fd)
+
     def truncate(self, file: File, size: int) -> None:
         """Set a file's length, through a handle or without one. Raises NotLocal(writable), Frozen, Exhausted, Unavailable."""
         if not isinstance(file.content, Local):
@@ -287,6 +307,19 @@ class Content:
         digest = file.content
         if isinstance(digest, Local):
             return
+        opened = self._open.get(file)
+        if opened is not None and opened.failure is not None:
+            when, error = opened.failure
+            if time.monotonic() - when < _SAME_READ:
+                raise type(error)(str(error)) from error
+        try:
+            await self._localise(file, digest, writable=writable)
+        except OutputdError as error:
+            if opened is not None:
+                opened.failure = time.monotonic(), error
+            raise
+
+    async def _localise(self, file: File, digest: Digest, *, writable: bool) -> None:
         try:
             async with asyncio.timeout(self._read_timeout):
                 if not self._blobs.local.has(digest):
@@ -333,6 +366,12 @@ class Content:
         opened.direct = True
         opened.seen = os.fstat(opened.fd).st_mtime_ns
 
+    def catch_up(self, file: File) -> None:
+        """To be called before times are set, else what was written before would be taken for later."""
+        opened = self._open.get(file)
+        if opened is not None and opened.direct and isinstance(file.content, Local):
+            self._catch_up(opened, file.content, os.fstat(opened.fd))
+
     def _check_frozen(self, file: File) -> None:
         opened = self._open.get(file)
         if opened is not None and opened.direct:
@@ -345,7 +384,8 @@ class Content:
             opened.seen = status.st_mtime_ns
             local.version += 1
             file = opened.file
-            file.mtime = file.ctime = status.st_mtime_ns
+            file.mtime = status.st_mtime_ns
+            file.ctime = max(file.ctime, status.st_mtime_ns)  # it may have been renamed since
             self._tree.outdate_attributes(file)
 
     def _instance_of(self, file: File) -> str:

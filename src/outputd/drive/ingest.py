@@ -83,12 +83,15 @@ class Ingest:
                 if file.nlink:  # else it was unlinked while it was being hashed
                     _log.error("cannot hash %s for %r: %s", path, file.name, result)
             elif file.content is local and local.version == version and local.writers == 0 and file.nlink:
+                blocks = content.sparse_blocks(file)
                 try:
                     self._store.adopt(path, result)
                 except OutputdError as error:
                     _log.error("cannot keep %r as blob %s: %s", file.name, result, error)
                 else:
                     self._tree.set_content(file, result)
+                    if blocks is not None:
+                        file.note_blocks(blocks)
             elif file.content is local and local.writers == 0 and file.nlink:
                 continue  # truncated while it was being hashed: once more
             self._done(file)

@@ -115,5 +115,5 @@ def _said(node: Node) -> tuple[object, ...]:
     extra = node.extra
     assert extra is not None
     content = node.content if isinstance(node, File) else node.target if isinstance(node, Symlink) else None
-    attributes = (extra.atime, extra.uid, extra.gid, extra.nlink, extra.xattrs)
+    attributes = (extra.atime, extra.uid, extra.gid, extra.nlink, extra.xattrs, extra.blocks)
     return node.mode, node.mtime, node.ctime, content, attributes

@@ -30,7 +30,7 @@ MAX_LINKS: Final = 65000
 class Extra:
     """Attributes that few nodes have."""
 
-    __slots__ = ("atime", "gid", "linked", "nlink", "uid", "xattrs")
+    __slots__ = ("atime", "blocks", "gid", "linked", "nlink", "uid", "xattrs")
 
     def __init__(self) -> None:
         self.atime: int | None = None
@@ -43,6 +43,8 @@ class Extra:
         self.linked: list[tuple[Directory, bytes]] | None = None
         """Names in expanded directories beyond the node's own `parent` and `name`; None if it never had a second name."""
         self.xattrs: dict[bytes, bytes] | None = None
+        self.blocks: int | None = None
+        """Units of 512 bytes on the disk, of a blob that was written here with holes; None: as many as its size takes."""
 
 
 class Local:
@@ -122,6 +124,22 @@ class File(Node):
     def size(self) -> int:
         """Bytes."""
         return self.content.size
+
+    @property
+    def blocks(self) -> int:
+        """Units of 512 bytes that a blob takes, as st_blocks says it; of local bytes drive knows."""
+        extra = self.extra
+        return full_blocks(self.size) if extra is None or extra.blocks is None else extra.blocks
+
+    def note_blocks(self, blocks: int) -> None:
+        """Remember what the present content takes, which has holes."""
+        self.extra = self.extra or Extra()
+        self.extra.blocks = blocks
+
+
+def full_blocks(size: int) -> int:
+    """Units of 512 bytes that a file without holes takes on ext4."""
+    return (size + 4095 >> 12) << 3
 
 
 class Symlink(Node):

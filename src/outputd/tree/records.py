@@ -43,7 +43,11 @@ _HEAD: Final = struct.Struct("<IIIIII")  # files, directories, symlinks, extras,
 _COMMON: Final = struct.Struct("<HQqqB")  # mode, ino, mtime, ctime, _HAS_EXTRA | _LINKS
 _HAS_EXTRA: Final = 1
 _LINKS: Final = 2
-_EXTRA: Final = struct.Struct("<BqIIII")  # which of atime, uid, gid are set; they; nlink; count of xattrs
+_EXTRA: Final = struct.Struct(
+    "<BqIIII"
+)  # which of atime, uid, gid are set and _HAS_BLOCKS; they; nlink; count of xattrs
+_HAS_BLOCKS: Final = 8
+_BLOCKS: Final = struct.Struct("<Q")
 _LOCAL: Final = struct.Struct("<QQ")  # key, size
 _NO_DIGEST: Final = bytes(32)
 _TYPES: Final[dict[type[Node], tuple[int, ...]]] = {
@@ -157,6 +161,8 @@ class Reader:
         extra.uid = uid if which & 2 else None
         extra.gid = gid if which & 4 else None
         extra.nlink = nlink
+        if which & _HAS_BLOCKS:
+            (extra.blocks,) = self.unpack(_BLOCKS)
         if xattrs:
             extra.xattrs = {}
             for _ in range(xattrs):
@@ -279,9 +285,14 @@ def _check_links(node: Node) -> None:
 def _encode_extra(extra: Extra) -> bytes:
     xattrs = extra.xattrs or {}
     which = (extra.atime is not None) | (extra.uid is not None) << 1 | (extra.gid is not None) << 2
+    if extra.blocks is not None:
+        which |= _HAS_BLOCKS
     head = _EXTRA.pack(which, extra.atime or 0, extra.uid or 0, extra.gid or 0, extra.nlink, len(xattrs))
-    return head + b"".join(
-        struct.pack("<HI", len(name), len(value)) + name + value for name, value in xattrs.items()
+    blocks = b"" if extra.blocks is None else _BLOCKS.pack(extra.blocks)
+    return (
+        head
+        + blocks
+        + b"".join(struct.pack("<HI", len(name), len(value)) + name + value for name, value in xattrs.items())
     )
 
 

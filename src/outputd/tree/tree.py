@@ -50,9 +50,9 @@ class Tree:
         """Nodes the kernel knows, by inode number."""
         self.nameless: dict[File, Volume] = {}
         """Files that have no name yet (O_TMPFILE), each with the only volume where it may get one."""
-        self.stale: list[tuple[Directory, bytes | None]] = []
+        self.stale: list[tuple[Node, bytes | None]] = []
         """What the kernel may remember wrongly since a change that did not come from it: a name of a directory, or the
-        directory's own attributes (None). Whoever made the change takes the list and tells the kernel."""
+        attributes of a node (None). Whoever made the change takes the list and tells the kernel."""
         self.dropped: list[Node] = []
         """Local files and subtrees that lost their last name, and files the kernel's last reference too; drive takes them and frees
         what they hold."""
@@ -269,6 +269,7 @@ class Tree:
         if old is not None:
             self._leave(directory, name, now)
             self._unname(old, directory, name, now)
+            self._mark_survivor(old)
         self._enter(directory, name, node, now)
         if directory.lookups:
             self._mark_stale(directory, name, old)
@@ -279,6 +280,7 @@ class Tree:
         if node is not None:
             self._leave(directory, name, now)
             self._unname(node, directory, name, now)
+            self._mark_survivor(node)
             self._mark_stale(directory, name, node)
 
     def descend(self, directory: Directory, name: bytes, now: int) -> Directory:
@@ -334,6 +336,8 @@ class Tree:
     def set_content(self, file: File, content: Digest | Local) -> None:
         """Other bytes for a file; its times are the caller's to set."""
         file.content = content
+        if file.extra is not None:
+            file.extra.blocks = None
         outdate_holders(file, digests=True)
 
     def outdate_attributes(self, node: Node) -> None:
@@ -450,6 +454,11 @@ class Tree:
         directory.mtime = now
         directory.ctime = now
         outdate_digest(directory)
+
+    def _mark_survivor(self, node: Node) -> None:
+        """A node has lost a name: under its other names it has one link less now."""
+        if node.lookups and node.nlink and not isinstance(node, Directory):
+            self.stale.append((node, None))
 
     def _mark_stale(self, directory: Directory, name: bytes, old: Node | None) -> None:
         if not directory.lookups:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import mmap
 import os
 import stat
 import time
@@ -315,6 +316,43 @@ def times_that_change(at: At, action: object) -> object:
     assert callable(action)
     with at.opened("f", os.O_RDWR) as fd:
         return times_changed(lambda: action(at, fd), at.path, at / "f", at / "d")
+
+
+@CASES.each(("by handle", "by name"), ("written", "mapped", "cut", "copied into"), ("at once", "after"))
+def times_set_while_open(at: At, how: str, change: str, moment: str) -> object:
+    """They stay when the file is closed, but for a write that comes after them."""
+    at.file("source", b"x" * 100_000)
+    with at.opened("f", os.O_RDWR | os.O_CREAT) as fd:
+        os.write(fd, b"x" * 200_000)
+
+        def once_more() -> None:
+            if change == "written":
+                os.pwrite(fd, b"y", 7)
+            elif change == "mapped":
+                with mmap.mmap(fd, 100) as view:
+                    view[0:1] = b"y"
+            elif change == "cut":
+                os.ftruncate(fd, 10)
+            else:
+                with at.opened("source", os.O_RDONLY) as source:
+                    os.copy_file_range(source, fd, 100_000, 0, 5)
+
+        if moment == "at once":
+            once_more()
+        os.utime(fd if how == "by handle" else at / "f", ns=(1_000_000_001, 2_000_000_002))
+        if moment == "after":
+            time.sleep(0.01)
+            once_more()
+        open_still = os.fstat(fd).st_mtime_ns
+        os.rename(at / "f", at / "g")
+        ctime = os.fstat(fd).st_ctime_ns
+    seen = os.stat(at / "g")
+    return (
+        moment == "after" or seen.st_atime_ns,
+        seen.st_mtime_ns == 2_000_000_002,
+        open_still == seen.st_mtime_ns,
+        ctime <= seen.st_ctime_ns,
+    )
 
 
 @CASES.add

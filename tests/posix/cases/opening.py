@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import fcntl
 import os
-import stat
 import subprocess
 
 from tests.posix.at import NOBODY, At, Cases, modes, shown, told

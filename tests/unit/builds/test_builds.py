@@ -11,7 +11,7 @@ import pytest
 from outputd.builds.builds import Started
 from outputd.digest import Digest, DigestFunction
 from outputd.errors import Exhausted, Invalid, Precondition
-from outputd.tree.node import Directory
+from outputd.tree.node import Node
 from tests.unit.builds.world import BASE, PREFIX, SHA256, Kernel, World, request, seen, until, world
 
 A, B = (Digest.of(SHA256, data) for data in (b"a", b"bb"))
@@ -402,7 +402,7 @@ class _SlowKernel(Kernel):
         super().__init__()
         self.gate = asyncio.Event()
 
-    async def invalidate(self, stale: list[tuple[Directory, bytes | None]]) -> None:
+    async def invalidate(self, stale: list[tuple[Node, bytes | None]]) -> None:
         await self.gate.wait()
         await super().invalidate(stale)
 

@@ -97,7 +97,7 @@ class Kernel:
     def __init__(self) -> None:
         self.told: list[tuple[str, bytes | None]] = []
 
-    async def invalidate(self, stale: list[tuple[Directory, bytes | None]]) -> None:
+    async def invalidate(self, stale: list[tuple[Node, bytes | None]]) -> None:
         self.told += [(path_of(directory), name) for directory, name in stale]
 
 
@@ -258,9 +258,9 @@ def request(build_id: str, base: str = BASE, **changes: Any) -> BuildRequest:
     return BuildRequest(base, build_id, **(fields | changes))
 
 
-def path_of(directory: Directory) -> str:
+def path_of(node: Node) -> str:
     names: list[str] = []
-    walk: Directory | None = directory
+    walk: Node | None = node
     while walk is not None and walk.parent is not None:
         names.append(walk.name.decode())
         walk = walk.parent

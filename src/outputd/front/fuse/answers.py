@@ -55,7 +55,7 @@ class Answers:
                 size = content.size
             else:
                 size = content.size
-                blocks = (size + 4095 >> 12) << 3  # as ext4 would keep a file without holes
+                blocks = node.blocks
         elif isinstance(node, Directory):
             size, blocks = _BLOCK_SIZE, _BLOCK_SIZE >> 9
         elif isinstance(node, Symlink):

@@ -21,7 +21,7 @@ from outputd.front.fuse.passthrough import Passthrough
 from outputd.front.fuse.ranges import Ranges
 from outputd.front.fuse.session import Session
 from outputd.front.fuse.xattrs import Xattrs
-from outputd.tree.node import Directory
+from outputd.tree.node import Node
 from outputd.tree.tree import Tree
 
 _log = logging.getLogger(__name__)
@@ -98,7 +98,7 @@ class FuseFront:
             _log.warning("%s: took off %d mounts of dead daemons", mounted.path, mounted.replaced)
         return mounted.path
 
-    async def invalidate(self, stale: list[tuple[Directory, bytes | None]]) -> None:
+    async def invalidate(self, stale: list[tuple[Node, bytes | None]]) -> None:
         """See Session.invalidate; nothing to do once the mount is gone."""
         if self.session is not None and not self.ended.is_set():
             await self.session.invalidate(stale)

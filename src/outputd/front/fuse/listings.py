@@ -26,9 +26,11 @@ from outputd.wire.fuse_reply import (
 from outputd.wire.fuse_request import decode_read, decode_release
 
 _COOKIE_BITS: Final = 62
-_MASK: Final = (1 << _COOKIE_BITS) - 1
+_DROPPED_BITS: Final = 64 - _COOKIE_BITS
 _FIRST: Final = 3
-"""Cookie of the name with hash 0; 1 and 2 are behind `.` and `..`."""
+"""The smallest cookie of a name; 1 and 2 are behind `.` and `..`."""
+_BASE: Final = _FIRST + (1 << _COOKIE_BITS - 1)
+"""Cookie of the name with hash 0. Hashes have a sign, cookies have none."""
 _BUCKET: Final = 256
 """Names, about, that are brought into order at once."""
 _SLICE: Final = 4096
@@ -43,28 +45,34 @@ class _Order:
     its hash anew for every process and keeps it in the name; two of 100,000 names share 62 bits once in a billion directories.
     """
 
-    __slots__ = ("_buckets", "_shift", "_sorted")
+    __slots__ = ("_buckets", "_in_order", "_shift")
 
     def __init__(self, count: int) -> None:
         bits = (count // _BUCKET).bit_length()
         self._shift = _COOKIE_BITS - bits
         self._buckets: list[list[bytes]] = [[] for _ in range(1 << bits)]
-        self._sorted: tuple[int, list[tuple[int, bytes]]] = (-1, [])
-        """The bucket that was needed last, and its names in order."""
+        self._in_order = bytearray(1 << bits)
+        """Which buckets were brought into order."""
 
     def add(self, names: Iterable[bytes]) -> None:
         buckets, shift = self._buckets, self._shift
+        if len(buckets) == 1:
+            buckets[0].extend(names)
+            return
         for name in names:
-            buckets[(hash(name) & _MASK) >> shift].append(name)
+            buckets[(hash(name) >> _DROPPED_BITS) + _BASE - _FIRST >> shift].append(name)
 
     def behind(self, cookie: int) -> Iterator[tuple[int, bytes]]:
         """Names with their cookies, beginning behind one."""
         for number in range(max(cookie - _FIRST, 0) >> self._shift, len(self._buckets)):
-            if self._sorted[0] != number:
-                self._sorted = number, sorted((hash(name) & _MASK, name) for name in self._buckets[number])
-            for hashed, name in self._sorted[1]:
-                if hashed + _FIRST > cookie:
-                    yield hashed + _FIRST, name
+            bucket = self._buckets[number]
+            if not self._in_order[number]:
+                bucket.sort(key=hash)
+                self._in_order[number] = True
+            for name in bucket:
+                own = (hash(name) >> _DROPPED_BITS) + _BASE
+                if own > cookie:
+                    yield own, name
 
 
 class _Listing:
@@ -75,7 +83,7 @@ class _Listing:
     def __init__(self, directory: Directory) -> None:
         self.directory = directory
         self.order: _Order | None = None
-        """Taken when reading begins. A name that went since is left out; one that came is seen after rewinddir(3): POSIX lets it."""
+        """Taken when reading begins. A name that went since is left out; one that came is seen after rewinddir(3) (POSIX)."""
 
 
 class Listings:

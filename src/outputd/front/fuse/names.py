@@ -103,6 +103,8 @@ class Names:
         if not may_change(node):
             return error_reply(unique, errno.EROFS)
         now = time.time_ns()
+        if isinstance(node, File):
+            self._content.catch_up(node)
         if valid & FATTR_SIZE:
             if not isinstance(node, File):
                 return error_reply(unique, errno.EISDIR if isinstance(node, Directory) else errno.EINVAL)

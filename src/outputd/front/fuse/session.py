@@ -26,7 +26,7 @@ from outputd.front.fuse.names import Names
 from outputd.front.fuse.passthrough import Passthrough
 from outputd.front.fuse.ranges import Ranges
 from outputd.front.fuse.xattrs import Xattrs
-from outputd.tree.node import Directory, File, Node
+from outputd.tree.node import File, Node
 from outputd.tree.status import NotLoaded, Status
 from outputd.tree.tree import ROOT_INO, Tree
 from outputd.wire.fuse_abi import (
@@ -185,15 +185,15 @@ class Session:
         if self._tree.dropped:
             self._reaper.wake()
 
-    async def invalidate(self, stale: list[tuple[Directory, bytes | None]]) -> None:
-        """Return when the kernel believes nothing about these names and directories any more."""
-        entries = [(d.ino, name) for d, name in stale if name is not None and d.lookups]
-        directories = dict.fromkeys(d.ino for d, name in stale if name is None and d.lookups)
+    async def invalidate(self, stale: list[tuple[Node, bytes | None]]) -> None:
+        """Return when the kernel believes nothing about these names and attributes any more."""
+        entries = [(node.ino, name) for node, name in stale if name is not None and node.lookups]
+        attributes = dict.fromkeys(node.ino for node, name in stale if name is None and node.lookups)
         if len(entries) >= _EPOCH_FROM and self.minor >= INC_EPOCH_MINOR_VERSION:
             messages = [notify_inc_epoch()]
         else:
             messages = [notify_inval_entry(ino, name) for ino, name in entries]
-        messages.extend(notify_inval_inode(ino) for ino in directories)
+        messages.extend(notify_inval_inode(ino) for ino in attributes)
         if messages:
             await self._notifier.send(messages)
 
