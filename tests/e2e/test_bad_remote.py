@@ -306,7 +306,9 @@ def test_a_network_that_swallows_everything() -> None:
 @contextlib.contextmanager
 def process_that(does: str, path: Path) -> Iterator[subprocess.Popen[bytes]]:
     """A Python process that does something with `path`; gone at the end."""
-    script = f"import os, signal, sys\npath = sys.argv[1]\n{does}"
+    # A test run in the background of a shell has SIGINT ignored, and what it starts too.
+    default = "signal.signal(signal.SIGINT, signal.SIG_DFL)"
+    script = f"import os, signal, sys\n{default}\npath = sys.argv[1]\n{does}"
     process = subprocess.Popen(
         [sys.executable, "-I", "-S", "-c", script, str(path)], stdout=subprocess.PIPE, stderr=subprocess.PIPE
     )
