@@ -15,6 +15,7 @@ import os
 import signal
 import socket
 import stat
+import threading
 import time
 from collections.abc import AsyncIterator
 from typing import Final
@@ -162,6 +163,7 @@ async def _run(config: Config, stop: asyncio.Event) -> None:
                 )
             ),
             store_dir=config.cache.dir,
+            xattrs=config.mount.xattrs,
             passthrough=config.mount.passthrough,
         )
         options = Options(
@@ -188,6 +190,7 @@ async def _run(config: Config, stop: asyncio.Event) -> None:
                     local,
                     config.cache.dir,
                     [str(address) for address in config.listen.addresses],
+                    lambda: _begin_count(local),
                     lambda: _mount_facts(front, mount_path),
                     None if remote is None else lambda: _remote_facts(remote),
                 )
@@ -206,6 +209,18 @@ async def _run(config: Config, stop: asyncio.Event) -> None:
             for task in background:
                 task.cancel()
     _log.info("stopped")
+
+
+def _begin_count(store: DiskStore) -> None:
+    """Walk the store in a thread: a second for 100,000 blobs. Daemonic, for nobody should wait for it at the end."""
+
+    def count() -> None:
+        try:
+            store.count()
+        except OutputdError as error:
+            _log.warning("the blobs of the store cannot be counted: %s", error)
+
+    threading.Thread(target=count, name="count", daemon=True).start()
 
 
 async def _until_stop(stop: asyncio.Event, front: FuseFront) -> None:

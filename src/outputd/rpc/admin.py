@@ -1,4 +1,4 @@
-"""outputd.v1.Admin: what the daemon tells of itself. Asking changes nothing and waits for nobody."""
+"""outputd.v1.Admin: what the daemon tells of itself. Asking changes nothing but that blobs get counted."""
 
 from __future__ import annotations
 
@@ -45,13 +45,16 @@ class Admin:
         store: LocalStore,
         store_path: str,
         listen_addresses: Sequence[str],
+        begin_count: Callable[[], None],
         mount: Callable[[], MountFacts],
         remote: Callable[[], RemoteFacts] | None,
     ) -> None:
+        """`begin_count` has the store's blobs counted in the background, for a later question."""
         self._builds = builds
         self._store = store
         self._store_path = store_path
         self._listen_addresses = listen_addresses
+        self._begin_count = begin_count
         self._mount = mount
         self._remote = remote
         self._began = time.monotonic()
@@ -61,6 +64,8 @@ class Admin:
     ) -> admin_pb2.GetStatusResponse:
         mount = self._mount()
         usage = await asyncio.to_thread(self._store.usage)
+        if usage.blobs < 0:
+            self._begin_count()
         reply = admin_pb2.GetStatusResponse(
             version=__version__,
             pid=os.getpid(),
