@@ -29,6 +29,10 @@ from hypothesis.stateful import (
 from tests.posix.at import libc, plain, shown
 from tests.posix.mounted import Mounted, stage
 
+pytestmark = pytest.mark.skipif(
+    os.geteuid() != 0 or not os.path.exists("/dev/fuse"), reason="needs root and /dev/fuse"
+)
+
 NIGHTLY = "OUTPUTD_NIGHTLY" in os.environ
 
 NAMES = st.sampled_from(["a", "b", "c", "d"])
@@ -278,7 +282,7 @@ def picture(root: str) -> dict[str, object]:
 
 @pytest.fixture(scope="module")
 def mounted(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Mounted]:
-    with Mounted(tmp_path_factory.mktemp("mounted")) as served:
+    with Mounted(tmp_path_factory.mktemp("mounted"), xattrs=True) as served:
         yield served
 
 

@@ -1,7 +1,7 @@
 """A mount to try things on, served by a process of its own: the front, the drive and the tree, without a daemon around them.
 
-Run as a program it serves: `python -m tests.posix.mounted PLACE [others] [passthrough]` mounts at PLACE/mnt, with these features,
-says `ready`, and serves until its stdin ends. Meanwhile PLACE/control takes one command a connection, a line of JSON:
+Run as a program it serves: `python -m tests.posix.mounted PLACE [others] [passthrough] [xattrs]` mounts at PLACE/mnt, with those
+features, says `ready`, and serves until its stdin ends. Meanwhile PLACE/control takes one command a connection, a line of JSON:
 `{"stage": path, "data": hex, "here": bool}` puts a file by digest at a path below the output path, its bytes in the local store or
 only in the remote.
 """
@@ -35,7 +35,9 @@ _HOUR = 3600 * 10**9
 class Mounted:
     """The other side of it: starts the process, stages through it, ends it. Never looks into the mount itself."""
 
-    def __init__(self, place: Path, *, others: bool = False, passthrough: bool = True) -> None:
+    def __init__(
+        self, place: Path, *, others: bool = False, passthrough: bool = True, xattrs: bool = False
+    ) -> None:
         """`others`: other users may use it, if root mounts it."""
         self._mount = place / "mnt"
         self.root = self._mount / "outputs" / "base"
@@ -49,6 +51,7 @@ class Mounted:
                 str(place),
                 *(["others"] if others and os.geteuid() == 0 else []),
                 *(["passthrough"] if passthrough else []),
+                *(["xattrs"] if xattrs else []),
             ],
             cwd=_REPOSITORY,
             env=os.environ | {"PYTHONPATH": f"{_REPOSITORY / 'src'}:{_REPOSITORY}"},
@@ -140,6 +143,7 @@ async def _serve(place: str, *features: str) -> None:
             tasks,
             timeouts=Timeouts(_HOUR, _HOUR, _HOUR),
             store_dir=f"{place}/store",
+            xattrs="xattrs" in features,
             passthrough="passthrough" in features,
         )
         await front.start(f"{place}/mnt", allow_other="others" in features)

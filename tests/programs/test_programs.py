@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import shutil
-import stat
 import subprocess
 import sys
 import textwrap
@@ -14,11 +13,16 @@ from pathlib import Path
 import pytest
 
 from tests.posix.mounted import Mounted
+from tests.posix.odd import facts, odd_files
+
+pytestmark = pytest.mark.skipif(
+    os.geteuid() != 0 or not os.path.exists("/dev/fuse"), reason="needs root and /dev/fuse"
+)
 
 
 @pytest.fixture(scope="module")
 def output_path(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
-    with Mounted(tmp_path_factory.mktemp("mounted")) as mounted:
+    with Mounted(tmp_path_factory.mktemp("mounted"), xattrs=True) as mounted:
         yield mounted.root
 
 
@@ -143,55 +147,6 @@ def test_git_clones_changes_and_packs(tree: Path, tmp_path: Path) -> None:
     assert run("git", "status", "--porcelain", cwd=tree / "second") == ""
     run("git", "push", "-q", "origin", "HEAD:refs/heads/back", cwd=clone)
     assert run("git", "diff", "main", "back", "--stat", cwd=source).count("|") == 4
-
-
-def odd_files(at: Path) -> None:
-    """Of every kind, with modes, times, links, holes, and names that are hard to say."""
-    at.mkdir()
-    (at / "plain").write_bytes(b"bytes\n" * 1000)
-    (at / "the same bytes").write_bytes(b"bytes\n" * 1000)
-    os.link(at / "plain", at / "hard link")
-    (at / "soft link").symlink_to("odd//path/./../to/")
-    os.mkfifo(at / "fifo", 0o640)
-    (at / "empty").mkdir(mode=0o750)
-    (at / "sticky").mkdir()
-    (at / "sticky").chmod(0o1777)
-    (at / os.fsdecode(b"not \xff UTF-8")).write_bytes(b"")
-    (at / ("n" * 255)).write_bytes(b"n")
-    (at / " blank\nnewline\\").write_bytes(b"n")
-    (at / "read-only").write_bytes(b"r")
-    (at / "read-only").chmod(0o400)
-    deep = at / "/".join(["deep"] * 30)
-    deep.mkdir(parents=True)
-    (deep / "file").write_bytes(b"at the end")
-    with open(at / "holes", "wb") as file:
-        file.truncate(8 << 20)
-        file.seek(5 << 20)
-        file.write(b"data between holes")
-    for number in range(200):
-        (at / "empty" / f"{number}").write_bytes(b"%d" % number)
-    for time, path in enumerate(sorted(at.rglob("*"), reverse=True)):
-        os.utime(
-            path,
-            ns=(1_000_000_000_123_456_789 + time, 1_500_000_000_987_654_321 + time),
-            follow_symlinks=False,
-        )
-
-
-def facts(at: Path) -> dict[str, object]:
-    """What must be the same after a copy, by path; hard links by the first of their names."""
-    found: dict[str, object] = {}
-    inodes: dict[int, str] = {}
-    for path in sorted(at.rglob("*")):
-        seen = path.lstat()
-        name = os.fsencode(path.relative_to(at)).hex()
-        content: object = None
-        if stat.S_ISREG(seen.st_mode):
-            content = path.read_bytes(), inodes.setdefault(seen.st_ino, name), seen.st_nlink
-        elif stat.S_ISLNK(seen.st_mode):
-            content = os.readlink(path)
-        found[name] = stat.S_IFMT(seen.st_mode), stat.S_IMODE(seen.st_mode), seen.st_mtime_ns, content
-    return found
 
 
 def test_tar_goes_in_and_out(tree: Path, tmp_path: Path) -> None:

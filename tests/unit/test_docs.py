@@ -34,7 +34,7 @@ def test_reference_is_current(name: str) -> None:
 
 
 def test_no_other_page_claims_to_be_generated() -> None:
-    assert {path.name for path in REFERENCE.iterdir()} == set(pages())
+    assert {path.name for path in REFERENCE.iterdir() if "Made by" in path.read_text()} == set(pages())
 
 
 @pytest.mark.parametrize("page", PAGES, ids=NAMES)

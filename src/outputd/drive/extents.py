@@ -10,6 +10,7 @@ import ctypes
 import errno
 import os
 from collections.abc import Awaitable, Callable
+from functools import partial
 from typing import Final, TypeVar
 
 from outputd.drive.content import Content, NotLocal, OpenFile, disk_error
@@ -36,16 +37,10 @@ class Extents:
     def allocate(self, opened: OpenFile, mode: int, offset: int, length: int) -> Status | Awaitable[Status]:
         """fallocate(2), with the modes that the disk below has; UNSUPPORTED otherwise. Raises Exhausted, Unavailable."""
         fd = self._content.writable_descriptor(opened)
-
-        def allocate() -> Status:
-            return _fallocate(fd, mode, offset, length)
-
-        if length > _INLINE_ALLOCATION:
-            return self._in_thread(opened, allocate)
-        try:
-            return allocate()
-        finally:
-            self._content.changed(opened)
+        work = partial(_fallocate, mode, offset, length)
+        if length <= _INLINE_ALLOCATION:
+            return self._now(opened, work, fd)
+        return self._later(opened, work, fd)
 
     def seek(self, opened: OpenFile, offset: int, whence: int) -> int | None:
         """lseek(2) with SEEK_DATA or SEEK_HOLE; None past the end, or where no data follows.
@@ -60,9 +55,8 @@ class Extents:
                 return None
             return offset if whence == os.SEEK_DATA else size
         try:
-            return os.lseek(
-                fd, offset, whence
-            )  # its own offset nobody uses: all else is pread(2) and pwrite(2)
+            # It moves the descriptor's own offset, which nobody uses: all else is pread(2) and pwrite(2).
+            return os.lseek(fd, offset, whence)
         except OSError as error:
             if error.errno == errno.ENXIO:
                 return None
@@ -73,34 +67,47 @@ class Extents:
     ) -> int | Status | Awaitable[int | Status]:
         """copy_file_range(2), extents shared where the disk can; UNSUPPORTED where it refuses. Raises NotLocal for a source that
         must be fetched first, Exhausted, Unavailable."""
-        source_fd = self._content.descriptor(source)
-        target_fd = self._content.writable_descriptor(target)
+        fds = self._content.descriptor(source), self._content.writable_descriptor(target)
         count = min(length, _COPY_STEP)
+        work = partial(_copy_range, source_offset, target_offset, count)
+        if count <= _INLINE_COPY:
+            return self._now(target, work, *fds)
+        return self._later(target, work, *fds)
 
-        def copy() -> int | Status:
-            return _copy_range(source_fd, source_offset, target_fd, target_offset, count)
-
-        if count > _INLINE_COPY:
-            return self._in_thread(target, copy, source)
+    def _now(self, target: OpenFile, work: Callable[..., T], *fds: int) -> T:
+        refused = False
         try:
-            return copy()
+            outcome = work(*fds)
+            refused = _is_refusal(outcome)
         finally:
-            self._content.changed(target)
+            if not refused:  # where it failed, a part may have been done
+                self._content.changed(target)
+        return outcome
 
-    async def _in_thread(self, target: OpenFile, work: Callable[[], T], source: OpenFile | None = None) -> T:
-        # Held open, so that the descriptors stay what they are whoever closes his handle meanwhile.
-        written = self._content.open(target.file, writing=True)
-        read = self._content.open(source.file, writing=False) if source is not None else None
+    def _later(self, target: OpenFile, work: Callable[..., T], *fds: int) -> Awaitable[T]:
+        """As `_now`, in a thread, on descriptors of its own: those of an inode are exchanged when a blob is copied out."""
+        held = self._content.open(target.file, writing=True)
+        return self._in_thread(held, work, [os.dup(fd) for fd in fds])
+
+    async def _in_thread(self, held: OpenFile, work: Callable[..., T], own: list[int]) -> T:
+        refused = False
         try:
-            return await in_thread(work)
+            outcome = await in_thread(lambda: work(*own))
+            refused = _is_refusal(outcome)
         finally:
-            self._content.changed(written)
-            self._content.release(written, writing=True)
-            if read is not None:
-                self._content.release(read, writing=False)
+            for fd in own:
+                os.close(fd)
+            if not refused:
+                self._content.changed(held)
+            self._content.release(held, writing=True)
+        return outcome
 
 
-def _copy_range(source: int, source_offset: int, target: int, target_offset: int, count: int) -> int | Status:
+def _is_refusal(outcome: object) -> bool:
+    return isinstance(outcome, Status) and outcome is not Status.OK
+
+
+def _copy_range(source_offset: int, target_offset: int, count: int, source: int, target: int) -> int | Status:
     try:
         return os.copy_file_range(source, target, count, source_offset, target_offset)
     except OSError as error:
@@ -109,7 +116,7 @@ def _copy_range(source: int, source_offset: int, target: int, target_offset: int
         raise disk_error(error, "copy a range") from error
 
 
-def _fallocate(fd: int, mode: int, offset: int, length: int) -> Status:
+def _fallocate(mode: int, offset: int, length: int, fd: int) -> Status:
     # The os module has posix_fallocate(3) only: no modes, and zeros written by hand where the file system cannot allocate.
     if _libc.fallocate(fd, mode, ctypes.c_int64(offset), ctypes.c_int64(length)) == 0:
         return Status.OK

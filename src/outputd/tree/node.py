@@ -98,12 +98,6 @@ class Node:
         extra = self.extra
         return self.mtime if extra is None or extra.atime is None else extra.atime
 
-    def drop_privileges(self) -> None:
-        """What Linux does to the mode of a file that is written, truncated or given away (setattr_should_drop_suidgid)."""
-        self.mode &= ~stat.S_ISUID
-        if self.mode & stat.S_IXGRP:
-            self.mode &= ~stat.S_ISGID
-
     def set_atime(self, atime: int) -> None:
         """To be set after the mtime: an atime that is the same takes no room."""
         if atime != self.atime:

@@ -349,6 +349,11 @@ class Tree:
                 outdate_record(node)  # entries without times of their own have the directory's
         outdate_holders(node, digests=False)
 
+    def drop_privileges(self, node: Node) -> None:
+        """What Linux does to the mode of a file that is written, cut or given away (setattr_should_drop_suidgid)."""
+        node.mode &= ~(stat.S_ISUID | stat.S_ISGID if node.mode & stat.S_IXGRP else stat.S_ISUID)
+        self.outdate_attributes(node)
+
     def owner(self, node: Node) -> tuple[int, int]:
         """User and group id."""
         extra = node.extra

@@ -88,6 +88,34 @@ def written_while_somebody_reads(at: At) -> object:
             return first, os.pread(reader, 20, 0), os.pread(reader, 9, 5000) == at.text[5000:5009]
 
 
+@CASES.each(("written", "truncated", "cut", "replaced"), ("one name", "two names"))
+def changed_while_somebody_reads(at: At, how: str, names: str) -> object:
+    """What those see who look afterwards."""
+    at.blob("f", at.text)
+    if names == "two names":
+        os.link(at / "f", at / "g")
+
+    def change() -> None:
+        if how == "cut":
+            os.truncate(at / "f", 100)
+        elif how == "replaced":
+            at.file("new", b"new")
+            os.rename(at / "new", at / "f")
+        else:
+            with at.opened("f", os.O_WRONLY | (os.O_TRUNC if how == "truncated" else 0)) as fd:
+                os.write(fd, b"CHANGED")
+
+    with at.opened("f", os.O_RDONLY) as reader:
+        os.pread(reader, 9, 0)
+        outcome = told(change)
+    return (
+        outcome,
+        at.content("f")[:120],
+        shown(at / "f"),
+        at.content("g")[:9] if names == "two names" else None,
+    )
+
+
 @CASES.add
 def mapped(at: At) -> object:
     at.blob("f", at.text)

@@ -103,7 +103,25 @@ def test_what_the_disk_refuses_is_refused(tmp_path: Path) -> None:
             assert await _done(ranges.allocate(opened, 0, 0, 0)) is Status.INVALID
             with pytest.raises(TooLarge, match="allocate a range: File too large"):
                 await _done(ranges.allocate(opened, 0, (1 << 63) - 2, 1))
-            assert _read(w, opened) == b"x"
+            opened.file.mtime = 1
+            assert await _done(ranges.allocate(opened, 1 << 20, 0, 2 << 20)) is Status.UNSUPPORTED
+            assert (_read(w, opened), opened.file.mtime) == (b"x", 1)
+
+    asyncio.run(run())
+
+
+def test_a_copy_goes_on_from_the_bytes_that_were_there_when_it_began(tmp_path: Path) -> None:
+    async def run() -> None:
+        async with world(tmp_path) as w:
+            data = os.urandom(4 << 20)
+            file = w.staged(b"a", data, local=True)
+            source, target = w.content.open(file, writing=False), _written(w, b"b", b"")
+            outcome = Extents(w.content).copy(source, 0, target, 0, len(data))
+            assert not isinstance(outcome, int | Status)
+            w.content.truncate(file, 0)  # exchanges the descriptor
+            with open(tmp_path / "other", "xb"):  # takes its number
+                assert await outcome == len(data)
+            assert _read(w, target) == data
 
     asyncio.run(run())
 

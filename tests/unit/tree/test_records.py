@@ -30,6 +30,7 @@ def sample() -> tuple[Listing, bytes]:
     linked.extra = Extra()
     linked.extra.xattrs = {b"user.x": b"value"}
     linked.extra.atime = 5
+    linked.extra.blocks = 9
     tree.place(root, b"linked", linked, 2)
     tree.link(linked, root, b"linked too", 3)
     tree.place(root, b"local", File(FILE_MODE, 3, Local(7, 8)), 3)
@@ -54,6 +55,21 @@ def opened(record: bytes) -> Directory:
     directory = collapsed(Volume(1, 1, writable=True), EMPTY)
     expand(directory, LISTING, record)
     return directory
+
+
+def test_what_few_nodes_have_comes_back() -> None:
+    children = opened(RECORD).children
+    assert children is not None
+    linked = children[b"linked"]
+    assert isinstance(linked, File) and linked.extra is not None
+    assert (linked.extra.xattrs, linked.atime, linked.blocks, linked.nlink) == (
+        {b"user.x": b"value"},
+        5,
+        9,
+        2,
+    )
+    plain = children[b"\xfe"]
+    assert isinstance(plain, File) and plain.blocks == 0
 
 
 def refused(record: bytes) -> str:

@@ -83,7 +83,7 @@ class Files:
                 return error_reply(unique, errno.EISDIR if isinstance(existing, Directory) else errno.ESTALE)
             opened = self._open(existing, flags)
             if open_flags & OPEN_KILL_SUIDGID:
-                existing.drop_privileges()
+                self._tree.drop_privileges(existing)
             return self._created(unique, existing, directory, opened, flags)
         if not directory.volume.writable:
             return error_reply(unique, errno.EROFS)
@@ -121,7 +121,7 @@ class Files:
             return error_reply(unique, errno.EISDIR if isinstance(file, Directory) else errno.EINVAL)
         opened = self._open(file, flags)
         if open_flags & OPEN_KILL_SUIDGID:  # beside O_TRUNC
-            file.drop_privileges()
+            self._tree.drop_privileges(file)
         fh = self._handle(opened, flags)
         return open_reply(unique, fh, *self._passthrough.flags(opened, writing=self._handles[fh].writing))
 
@@ -139,7 +139,7 @@ class Files:
         # kernel writes them through any writing handle of the inode.
         opened = self._handles[fh].opened
         if write_flags & WRITE_KILL_SUIDGID:
-            opened.file.drop_privileges()
+            self._tree.drop_privileges(opened.file)
         append = bool(flags & os.O_APPEND) and not write_flags & WRITE_CACHE
         return write_reply(unique, self._content.write(opened, offset, data, append=append))
 
@@ -161,7 +161,8 @@ class Files:
             fd = self._content.descriptor(self._handles[fh].opened)
         except NotLocal:
             return empty_reply(unique)  # no byte of it is here that could be lost
-        return self._synced(unique, fd, os.fdatasync if flags & FSYNC_FDATASYNC else os.fsync)
+        own = os.dup(fd)  # the handle may be released, or its descriptor exchanged, before this is through
+        return self._synced(unique, own, os.fdatasync if flags & FSYNC_FDATASYNC else os.fsync)
 
     def statfs(self, unique: int, nodeid: int, uid: int, gid: int, message: memoryview, end: int) -> bytes:
         room = os.statvfs(self._store_dir)
@@ -182,8 +183,7 @@ class Files:
         for fh in list(self._handles):
             self.drop(fh)
 
-    async def _synced(self, unique: int, fd: int, sync: Callable[[int], None]) -> bytes:
-        own = os.dup(fd)  # the handle may be released meanwhile
+    async def _synced(self, unique: int, own: int, sync: Callable[[int], None]) -> bytes:
         try:
             await in_thread(lambda: sync(own))
         except OSError as error:

@@ -40,7 +40,7 @@ class FuseFront:
         *,
         timeouts: Timeouts,
         store_dir: str,
-        xattrs: bool = True,
+        xattrs: bool = False,
         passthrough: bool = True,
     ) -> None:
         self._tree = tree
@@ -77,7 +77,7 @@ class FuseFront:
             self._tree, self._content, answers, passthrough, self._store_dir, channel.reply_parts
         )
         listings = Listings(self._tree, answers)
-        ranges = Ranges(files, Extents(self._content), answers)
+        ranges = Ranges(self._tree, files, Extents(self._content), answers)
         xattrs = Xattrs(self._tree, self._content, answers) if self._xattrs else None
         self.session = Session(
             self._tree,

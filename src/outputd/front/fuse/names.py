@@ -122,7 +122,7 @@ class Names:
                 node.mtime = now if valid & FATTR_MTIME_NOW else _storable(mtime)
             node.set_atime(atime)
         if valid & FATTR_KILL_SUIDGID or (not valid & ~_NOTHING and not isinstance(node, Directory)):
-            node.drop_privileges()
+            self._tree.drop_privileges(node)
         if valid & FATTR_MODE:
             executable = bool(node.mode & 0o100)
             node.mode = stat.S_IFMT(node.mode) | (mode & 0o7777)

@@ -10,6 +10,7 @@ from outputd.drive.extents import Extents
 from outputd.front.fuse.answers import Answers
 from outputd.front.fuse.files import Files
 from outputd.tree.status import Status
+from outputd.tree.tree import Tree
 from outputd.wire.fuse_reply import error_reply, lseek_reply, write_reply
 from outputd.wire.fuse_request import decode_copy_file_range, decode_fallocate, decode_lseek
 
@@ -17,7 +18,8 @@ from outputd.wire.fuse_request import decode_copy_file_range, decode_fallocate, 
 class Ranges:
     """Handlers, as in names.py; what takes long answers later, by an awaitable."""
 
-    def __init__(self, files: Files, extents: Extents, answers: Answers) -> None:
+    def __init__(self, tree: Tree, files: Files, extents: Extents, answers: Answers) -> None:
+        self._tree = tree
         self._files = files
         self._extents = extents
         self._answers = answers
@@ -27,7 +29,7 @@ class Ranges:
     ) -> bytes | Awaitable[bytes]:
         fh, offset, length, mode = decode_fallocate(message, end)
         opened = self._files.opened(fh)
-        _drop_privileges(opened, uid)
+        self._drop_privileges(opened, uid)
         outcome = self._extents.allocate(opened, mode, offset, length)
         if isinstance(outcome, Status):
             return self._answers.refuse(unique, outcome)
@@ -43,7 +45,7 @@ class Ranges:
     ) -> bytes | Awaitable[bytes]:
         source, source_offset, _, target, target_offset, length, _ = decode_copy_file_range(message, end)
         written = self._files.opened(target)
-        _drop_privileges(written, uid)
+        self._drop_privileges(written, uid)
         outcome = self._extents.copy(
             self._files.opened(source), source_offset, written, target_offset, length
         )
@@ -62,8 +64,7 @@ class Ranges:
             return self._answers.refuse(unique, outcome)
         return write_reply(unique, outcome)
 
-
-def _drop_privileges(opened: OpenFile, uid: int) -> None:
-    # These two requests have no flag that says whether the caller has CAP_FSETID, as WRITE has.
-    if uid:
-        opened.file.drop_privileges()
+    def _drop_privileges(self, opened: OpenFile, uid: int) -> None:
+        # These two requests have no flag that says whether the caller has CAP_FSETID, as WRITE has.
+        if uid:
+            self._tree.drop_privileges(opened.file)
