@@ -191,11 +191,15 @@ def test_rsync_finds_nothing_left_to_do(tree: Path, tmp_path: Path) -> None:
     assert facts(tree / "in") == facts(tmp_path / "odd")
 
 
+_MAKER = """
+import sqlite3, sys
+db = sqlite3.connect(sys.argv[1])
+assert db.execute("PRAGMA journal_mode=WAL").fetchone() == ("wal",)
+db.execute("CREATE TABLE t (who, what)")
+"""
 _WRITER = """
 import sqlite3, sys
 db = sqlite3.connect(sys.argv[1], timeout=30, isolation_level=None)
-assert db.execute("PRAGMA journal_mode=WAL").fetchone() == ("wal",)
-db.execute("CREATE TABLE IF NOT EXISTS t (who, what)")
 for number in range(300):
     db.execute("INSERT INTO t VALUES (?, ?)", (sys.argv[2], number))
     if number % 50 == 0:
@@ -211,6 +215,7 @@ print(db.execute("PRAGMA integrity_check").fetchone()[0], *rows)
 
 def test_two_processes_write_one_sqlite_database(tree: Path) -> None:
     database = tree / "data base"
+    run(sys.executable, "-c", _MAKER, database)
     writers = [subprocess.Popen([sys.executable, "-c", _WRITER, database, name]) for name in ("one", "two")]
     assert [writer.wait(60) for writer in writers] == [0, 0]
     total = sum(range(300))
