@@ -120,7 +120,7 @@ def start(place: Path) -> Iterator[Start]:
 @pytest.fixture(params=["mount", "fusermount"])
 def daemon(request: pytest.FixtureRequest, start: Start) -> Daemon:
     if request.param == "fusermount" and not FUSERMOUNT:
-        pytest.skip("fusermount3 is not installed")
+        pytest.fail("fusermount3 is not installed: apt-get install fuse3 (scripts/debian-packages.txt)")
     return start(request.param)
 
 

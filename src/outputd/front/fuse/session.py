@@ -39,6 +39,7 @@ from outputd.wire.fuse_abi import (
     Opcode,
 )
 from outputd.wire.fuse_reply import (
+    direntplus_size,
     error_reply,
     init_reply,
     notify_inc_epoch,
@@ -291,7 +292,7 @@ class Session:
                 nodeid, cookie, name_size = struct.unpack_from("=Q120x8xQI", answer, at)
                 if cookie > 2:
                     self._tree.forget(nodeid, 1)
-                at += 152 + (name_size + 7 & ~7)
+                at += direntplus_size(name_size)
 
     def _init(self, unique: int, nodeid: int, uid: int, gid: int, message: memoryview, end: int) -> bytes:
         major, minor, max_readahead, offered = decode_init(message, end)
