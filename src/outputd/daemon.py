@@ -31,6 +31,7 @@ from outputd._proto import (
     remote_execution_pb2,
 )
 from outputd.builds.builds import Builds, Options
+from outputd.builds.journals import Journals
 from outputd.builds.state import State
 from outputd.config import Address, Config, UnixAddress
 from outputd.config.remote_options import remote_options
@@ -171,7 +172,8 @@ async def _run(config: Config, stop: asyncio.Event) -> None:
             initial_contents=config.outputs.initial_contents,
             max_tree_bytes=config.outputs.max_tree_bytes,
         )
-        builds = Builds(tree, loader, content, ingest, reaper, store, state, front, tasks, options)
+        journals = Journals(f"{config.state.dir}/journals", disk)
+        builds = Builds(tree, loader, content, ingest, reaper, store, state, journals, front, options)
 
         background = [
             tasks.create_task(work, name=name)
@@ -183,6 +185,7 @@ async def _run(config: Config, stop: asyncio.Event) -> None:
         ]
         try:
             await builds.restore()
+            background.append(tasks.create_task(builds.checkpoints.run(), name="checkpoints"))
             mount_path = await front.start(config.mount.path, allow_other=config.mount.allow_other)
             try:
                 admin = Admin(
@@ -204,11 +207,17 @@ async def _run(config: Config, stop: asyncio.Event) -> None:
                     await _until_stop(stop, front)
             finally:
                 await front.stop()
-                await builds.checkpoint_all()
+                await _ended(background.pop())
+                await builds.checkpoints.all()
         finally:
             for task in background:
                 task.cancel()
     _log.info("stopped")
+
+
+async def _ended(task: asyncio.Task[None]) -> None:
+    task.cancel()
+    await asyncio.wait([task])
 
 
 def _begin_count(store: DiskStore) -> None:

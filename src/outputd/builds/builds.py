@@ -6,31 +6,33 @@ saving take turns, staging and stat need no turn (tree operations are atomic), a
 
 from __future__ import annotations
 
-import asyncio
 import logging
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Final
 
+from outputd.builds.checkpoints import Checkpoints
 from outputd.builds.finalized import Finalized
+from outputd.builds.journals import NO_JOURNAL, Journals
 from outputd.builds.kernel import Changes, KernelCache
 from outputd.builds.loading import Loading
 from outputd.builds.output_base import Build, Modified, OutputBase
 from outputd.builds.pace import Pace
 from outputd.builds.presence import withdraw_missing
+from outputd.builds.restoring import Restoring
 from outputd.builds.saving import Saving
 from outputd.builds.staging import Staging
 from outputd.builds.state import State
 from outputd.builds.stats import Stats
 from outputd.digest import Digest, DigestFunction
 from outputd.drive.content import Content
-from outputd.drive.flights import Flights
 from outputd.drive.ingest import Ingest
 from outputd.drive.loader import Loader
 from outputd.drive.reaper import Reaper
-from outputd.errors import Invalid, Precondition
+from outputd.errors import Invalid, OutputdError, Precondition
 from outputd.store.base import BlobStore
+from outputd.tree.log import UNLOGGED
 from outputd.tree.node import Directory
 from outputd.tree.resolve import VirtualRoot
 from outputd.tree.rules import check_name
@@ -108,8 +110,8 @@ class Builds:
         reaper: Reaper,
         blobs: BlobStore,
         state: State,
+        journals: Journals,
         kernel: KernelCache,
-        tasks: asyncio.TaskGroup,
         options: Options,
         *,
         now: Callable[[], int] = time.time_ns,
@@ -121,18 +123,19 @@ class Builds:
         self._reaper = reaper
         self._blobs = blobs
         self._state = state
+        self._journals = journals
         self._kernel = kernel
         self._options = options
         self._now = now
-        self._saving = Saving(
-            tree, loader, content, ingest, state, tracking=options.initial_contents, now=now
+        self._restoring = Restoring(
+            tree, loader, content, ingest, state, journals, tracking=options.initial_contents, now=now
         )
         self._bases: dict[str, OutputBase] = {}
         self._running: dict[str, Build] = {}
         """By build id."""
-        self._ending: dict[str, Build] = {}
-        """Ended, and not saved yet."""
-        self._closings: Flights[Build] = Flights(tasks, lasting=True)
+        saving = Saving(tree, loader, ingest, blobs.local, state, journals)
+        self.checkpoints: Final = Checkpoints(saving, self._bases.values)
+        """To be run as long as there are builds."""
 
     # the verbs
 
@@ -158,7 +161,8 @@ class Builds:
                 _log.info("build %s of output base %s started", build.id, base.id)
                 if previous is not None:
                     _log.info("build %s of output base %s was never finalized", previous.id, base.id)
-                    await self._close(previous)
+                    self._end(previous)
+                base.note()
             elif build.base.id != request.output_base_id:
                 raise Precondition(f"build_id {build.id}: is running on output base {build.base.id}")
             async with build.base.lock:
@@ -177,10 +181,14 @@ class Builds:
             base = self._bases.pop(output_base_id, None)
             if base is not None:
                 base.removed = True
+                base.volume.log = UNLOGGED
                 if base.build is not None:
                     self._end(base.build)
                 self._tree.remove_volume(base.volume, self._now())
                 changes.note()
+                if base.journal is not None:
+                    base.journal.close()
+                    self._journals.remove([*base.journals, base.journal.path])
                 _log.info("output base %s cleaned", output_base_id)
             await self._state.forget(output_base_id)
 
@@ -212,37 +220,36 @@ class Builds:
         if not self._options.initial_contents:
             base.finalized = None
         elif base.finalized is not None:
-            for path, digest in artifacts:
-                base.finalized.add(base.volume.root, path, digest)
+            root = base.volume.root
+            entries = [base.finalized.add(root, path, digest) for path, digest in artifacts]
+            if base.journal is not None:
+                base.journal.finalized(b"".join(entries))
 
-    async def finalize_build(self, build_id: str, *, successful: bool) -> None:
-        """End a build and save its output path; fine when no such build runs.
+    def finalize_build(self, build_id: str, *, successful: bool) -> None:
+        """End a build; fine when no such build runs. The checkpoint follows in the background.
 
-        A failure to save is logged and shown by `describe`: it must not fail the build.
+        A failure of that is logged and shown by `describe`: it must not fail the build.
         """
-        build = self._running.get(build_id) or self._ending.get(build_id)
+        build = self._running.get(build_id)
         if build is not None:
-            if not build.ended:
-                _log.info(
-                    "build %s finalized, %s", build_id, "successful" if successful else "not successful"
-                )
-            await self._close(build)
+            _log.info("build %s finalized, %s", build_id, "successful" if successful else "not successful")
+            self._end(build)
+            build.base.note()
+            self.checkpoints.ask(build.base)
 
     # saving and restoring
 
-    async def checkpoint_all(self) -> None:
-        """Save every output base that has changes, for the ordered stop. Failures are logged."""
-        await self._saving.settle()
-        for base in list(self._bases.values()):
-            async with base.lock:
-                if base.dirty:
-                    await self._saving.save(base)
-
     async def restore(self) -> None:
-        """Bring back what was saved: one root for each output base. To be called once, with ingest running, before anybody can see
-        the tree. Raises Corrupt or Unavailable when the state cannot be read at all.
+        """Bring back everything that there was. To be called once, with ingest running, before anybody can see the tree.
+
+        Raises Corrupt or Unavailable when the state cannot be read at all.
         """
-        self._bases = {base.id: base for base in await self._saving.restore()}
+        for base in await self._restoring.restore():
+            self._bases[base.id] = base
+            if base.build is not None:
+                self._running[base.build.id] = base.build
+            if base.journals:
+                self.checkpoints.ask(base)
 
     async def describe(self) -> list[BaseStatus]:
         """The output bases, by id."""
@@ -276,8 +283,15 @@ class Builds:
         now = self._now()
         volume = self._tree.add_volume(self._state.take_number(), name, now)
         volume.function = request.function
-        base = OutputBase(request.output_base_id, volume, request.instance_name, now)
+        base = OutputBase(request.output_base_id, volume, request.instance_name, now, now=time.monotonic())
         base.finalized = self._nothing_finalized()
+        journal = self._journals.open(base.facts, after=NO_JOURNAL, fresh=True)
+        try:
+            journal.create()
+        except OutputdError:
+            self._tree.remove_volume(volume, now)
+            raise
+        base.keep(journal)
         self._bases[base.id] = base
         return base
 
@@ -319,6 +333,7 @@ class Builds:
                 build.modified = Modified(base.last_build_id, [path.decode() for path in paths])
         build.check()
         build.ready = True
+        base.note()
 
     def _end(self, build: Build) -> None:
         """From here on its id is unknown."""
@@ -329,21 +344,6 @@ class Builds:
             base.build = None
         base.last_build_id = build.id
         base.last_build_time = self._now()
-
-    async def _close(self, build: Build) -> None:
-        """End a build and save its output path. Once begun it goes on, whoever waits for it."""
-        if not build.ended:
-            self._end(build)
-            self._ending[build.id] = build
-        await self._closings.join(build, lambda: self._save_ended(build))
-
-    async def _save_ended(self, build: Build) -> None:
-        try:
-            await self._saving.settle()
-            async with build.base.lock:
-                await self._saving.save(build.base)
-        finally:
-            self._ending.pop(build.id, None)
 
 
 def _base_name(output_base_id: str) -> bytes:

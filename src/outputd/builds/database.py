@@ -1,6 +1,7 @@
 """The file `state.db`: its format, opening it, and what becomes of one that cannot be read; never knows what the rows mean.
 
-The format's number stands in `user_version`, our mark in `application_id`. A newer format is refused. A file that is no database of
+The format's number stands in `user_version`, our mark in `application_id`. A newer format is refused, an older one
+migrated. A file that is no database of
 ours, or a damaged one, is set aside under another name and never deleted.
 """
 
@@ -17,7 +18,7 @@ from outputd.errors import Corrupt, Exhausted, OutputdError, Precondition, Unava
 
 _log = logging.getLogger(__name__)
 
-FORMAT: Final = 1
+FORMAT: Final = 2
 _MARK: Final = 0x6F757470
 """`outp`, so that file(1) and we can tell our databases from others."""
 
@@ -34,7 +35,8 @@ CREATE TABLE output_base(
   created INTEGER NOT NULL,
   last_build_id TEXT NOT NULL,
   last_build_time INTEGER NOT NULL,
-  unfinished BLOB NOT NULL
+  unfinished BLOB NOT NULL,
+  journal INTEGER NOT NULL
 ) WITHOUT ROWID;
 CREATE TABLE finalized(output_base_id TEXT PRIMARY KEY, paths BLOB NOT NULL) WITHOUT ROWID;
 CREATE TABLE action_result(
@@ -44,6 +46,16 @@ CREATE TABLE action_result(
   PRIMARY KEY(instance_name, action)
 ) WITHOUT ROWID;
 """
+
+_MIGRATIONS: Final = {
+    # No journal had a number that low: there is none to play back.
+    1: "ALTER TABLE output_base RENAME TO old;"
+    " CREATE TABLE output_base(\n  id TEXT PRIMARY KEY,\n  number INTEGER NOT NULL UNIQUE,\n  instance_name TEXT NOT NULL,\n"
+    "  digest_function INTEGER NOT NULL,\n  root BLOB NOT NULL,\n  created INTEGER NOT NULL,\n  last_build_id TEXT NOT NULL,\n"
+    "  last_build_time INTEGER NOT NULL,\n  unfinished BLOB NOT NULL,\n  journal INTEGER NOT NULL\n) WITHOUT ROWID;"
+    " INSERT INTO output_base SELECT *, 0 FROM old; DROP TABLE old;",
+}
+"""From each older format to the next one."""
 
 _DAMAGED: Final = (sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB, sqlite3.SQLITE_FORMAT)
 
@@ -117,9 +129,12 @@ def _check(connection: sqlite3.Connection, path: str) -> None:
             f"{path}: has format {version}, written by a newer outputd; this one reads {FORMAT}. Use the newer outputd, or move "
             "the file away to start without output paths"
         )
-    if version < FORMAT:
+    if version < 1:
         raise Corrupt(f"it has format {version}, which no outputd ever wrote")
     connection.execute("PRAGMA journal_mode=WAL")
+    for older in range(version, FORMAT):
+        _log.info("%s: from format %d to %d", path, older, older + 1)
+        connection.executescript(f"BEGIN; {_MIGRATIONS[older]} PRAGMA user_version={older + 1}; COMMIT;")
     expected = sqlite3.connect(":memory:")
     try:
         expected.executescript(_SCHEMA)

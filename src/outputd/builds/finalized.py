@@ -33,17 +33,34 @@ class Finalized:
     def __len__(self) -> int:
         return len(self._paths)
 
-    def add(self, root: Directory, path: bytes, digest: Digest) -> None:
+    def copy(self) -> Finalized:
+        """As of now."""
+        made = Finalized()
+        made._paths = self._paths.copy()
+        return made
+
+    def add(self, root: Directory, path: bytes, digest: Digest) -> bytes:
         """The client says that `path` will not change any more in this build, and what it should hold.
 
         Of an output that is a symlink it gives the digest of the file behind it, which is a path of its own or not ours: there
-        the link itself is what counts.
+        the link itself is what counts. Returns what `add_encoded` takes.
         """
         names = _names(path)
         node = _look_up(root, names)
-        self._paths[b"/".join(names)] = (
-            _SYMLINK + node.target if isinstance(node, Symlink) else _FILE + digest
-        )
+        what = _SYMLINK + node.target if isinstance(node, Symlink) else _FILE + digest
+        path = b"/".join(names)
+        self._paths[path] = what
+        return _ENTRY.pack(len(what), len(path)) + what + path
+
+    def add_encoded(self, entries: bytes) -> None:
+        """What `add` returned, any number one after the other. Raises struct.error."""
+        at = 0
+        while at < len(entries):
+            what_size, path_size = _ENTRY.unpack_from(entries, at)
+            middle = at + _ENTRY.size + what_size
+            at_end = middle + path_size
+            self._paths[entries[middle:at_end]] = entries[at + _ENTRY.size : middle]
+            at = at_end
 
     async def modified(self, root: Directory, loader: Loader) -> list[bytes]:
         """The paths where something else is now, sorted. Paths with nothing at all are forgotten here: this tells of them last.
@@ -65,10 +82,9 @@ class Finalized:
         return modified
 
     def encode(self) -> bytes:
-        """In the form that is kept. May run in a thread while paths are added."""
-        entries = list(self._paths.items())
+        """In the form that is kept. May run in a thread, of a copy."""
         parts: list[bytes] = []
-        for path, what in entries:
+        for path, what in self._paths.items():
             parts += (_ENTRY.pack(len(what), len(path)), what, path)
         return zlib.compress(b"".join(parts), 1)
 
@@ -77,13 +93,7 @@ class Finalized:
         """From the form that is kept. Raises Corrupt."""
         made = cls()
         try:
-            body = zlib.decompress(data)
-            at = 0
-            while at < len(body):
-                what_size, path_size = _ENTRY.unpack_from(body, at)
-                middle = at + _ENTRY.size + what_size
-                made._paths[body[middle : middle + path_size]] = body[at + _ENTRY.size : middle]
-                at = middle + path_size
+            made.add_encoded(zlib.decompress(data))
         except (zlib.error, struct.error) as error:
             raise Corrupt(f"list of finalized paths: {error}") from error
         return made

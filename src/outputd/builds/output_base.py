@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 from outputd.builds.finalized import Finalized
+from outputd.builds.journal import Journal
 from outputd.builds.unfinished import Unfinished
 from outputd.digest import DigestFunction
 from outputd.errors import Precondition
@@ -21,23 +24,29 @@ class OutputBase:
         "created",
         "finalized",
         "id",
+        "journal",
+        "journals",
         "last_build_id",
         "last_build_time",
         "lock",
         "removed",
         "save_error",
         "saved_changes",
+        "saved_time",
+        "saving",
         "unreclaimed",
         "volume",
     )
 
-    def __init__(self, output_base_id: str, volume: Volume, instance_name: str, created: int) -> None:
+    def __init__(
+        self, output_base_id: str, volume: Volume, instance_name: str, created: int, *, now: float
+    ) -> None:
+        """`created` in nanoseconds since 1970, `now` in seconds of time.monotonic()."""
         self.id = output_base_id
         """Also the name of the output path below `outputs`."""
         self.volume = volume
         volume.instance_name = instance_name
         self.created = created
-        """Nanoseconds since 1970."""
         self.build: Build | None = None
         """The build that runs."""
         self.last_build_id = ""
@@ -45,26 +54,66 @@ class OutputBase:
         self.last_build_time = 0
         """When it ended, in nanoseconds since 1970."""
         self.lock = asyncio.Lock()
-        """Held by what works on the whole output path: making ready for a build, saving. Clean does not ask for it."""
+        """Held by what works on the whole output path: making ready for a build, sealing. Clean does not ask for it."""
+        self.saving = asyncio.Lock()
+        """Held while a checkpoint is made, the writing included; taken before `lock`."""
         self.removed = False
         """Clean has taken it away: what still works on it is to stop."""
         self.saved_changes = -1
         """`volume.changes` when it was saved last."""
+        self.saved_time = now
+        """When that was, by time.monotonic()."""
         self.save_error = ""
         """Why it could not be saved the last time; empty when it could."""
         self.finalized: Finalized | None = None
         """Paths finalized by its builds; None where they were not tracked all along."""
         self.unreclaimed: list[Unfinished] = []
         """Local files of an earlier run that could not be looked at yet."""
+        self.journal: Journal | None = None
+        """What is told of every change; also the volume's `log`. None only while the base is being made."""
+        self.journals: list[str] = []
+        """Paths of the earlier journals that its saved state still needs, the oldest first."""
 
     @property
     def instance_name(self) -> str:
         """All digests below belong to it, and to `volume.function`."""
         return self.volume.instance_name
 
+    def keep(self, journal: Journal) -> None:
+        """From here on changes go to this journal."""
+        self.journal = journal
+        self.volume.log = journal
+
+    def facts(self) -> dict[str, Any]:
+        """What a journal begins with: all that a restart must know of the base beside its tree."""
+        return {
+            "base": self.id,
+            "created": self.created,
+            "number": self.volume.number,
+            "instance_name": self.instance_name,
+            "digest_function": int(self.volume.function),
+            "last_build_id": self.last_build_id,
+            "last_build_time": self.last_build_time,
+            "build": None if self.build is None else self.build.facts(),
+        }
+
+    def take_facts(self, facts: Mapping[str, Any]) -> None:
+        """Become what `facts` say; the build comes back as it was. Raises KeyError, ValueError or TypeError."""
+        self.volume.instance_name = facts["instance_name"]
+        self.volume.function = DigestFunction(facts["digest_function"])
+        self.last_build_id = facts["last_build_id"]
+        self.last_build_time = facts["last_build_time"]
+        build = facts["build"]
+        self.build = None if build is None else Build.of_facts(build, self)
+
+    def note(self) -> None:
+        """Something of `facts` has changed."""
+        if self.journal is not None:
+            self.journal.note(self.facts())
+
     @property
     def dirty(self) -> bool:
-        """Whether a restart would not find the output path as it is."""
+        """Whether the last checkpoint does not have the output path as it is: it takes the journal to find it so."""
         return self.volume.changes != self.saved_changes
 
 
@@ -91,6 +140,27 @@ class Build:
         self.modified: Modified | None = None
         """What StartBuild tells of the output path's contents, if anything."""
         self.ended = False
+
+    def facts(self) -> dict[str, Any]:
+        """For the journal."""
+        root = self.virtual_root
+        return {
+            "id": self.id,
+            "instance_name": self.instance_name,
+            "digest_function": int(self.function),
+            "prefix": root.prefix,
+            "aliases": dict(root.aliases),
+            "ready": self.ready,
+        }
+
+    @classmethod
+    def of_facts(cls, facts: Mapping[str, Any], base: OutputBase) -> Build:
+        """From the journal. Raises KeyError, ValueError or Invalid."""
+        virtual_root = VirtualRoot(facts["prefix"], base.id, facts["aliases"])
+        function = DigestFunction(facts["digest_function"])
+        made = cls(facts["id"], base, facts["instance_name"], function, virtual_root)
+        made.ready = facts["ready"]
+        return made
 
     def __repr__(self) -> str:
         return f"<Build {self.id}>"

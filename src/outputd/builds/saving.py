@@ -1,31 +1,31 @@
-"""From an output base to its saved row and back. Never fails a build: what cannot be saved is logged and kept on the base.
+"""From an output base to its saved row, the checkpoint. Never fails a build: what cannot be saved is logged and kept on the base.
 
-Saving seals what changed, in slices between which everybody else runs, and writes objects and row in one transaction. Restoring
-decodes one row for each output base: its root comes back collapsed, and the rest when somebody looks.
+A checkpoint seals what changed, in slices between which everybody else runs; at the end of that it lets a new journal begin. Then
+it syncs the blobs, so that a saved tree never names one that a power cut takes away, and writes objects and row in one transaction.
+What the old journals say is in there, and they are removed.
 """
 
 from __future__ import annotations
 
 import asyncio
 import logging
-import os
-from collections.abc import Callable
-from functools import partial
+import time
 from typing import Final
 
 from outputd.builds.finalized import Finalized
-from outputd.builds.loading import Loading
+from outputd.builds.journals import BROKEN, Journals
 from outputd.builds.output_base import OutputBase
 from outputd.builds.pace import Pace
 from outputd.builds.state import SavedBase, State
-from outputd.builds.unfinished import Unfinished, decode, encode, file_at, unfinished_below
-from outputd.drive.content import Content
+from outputd.builds.unfinished import encode, unfinished_below
 from outputd.drive.ingest import Ingest
 from outputd.drive.loader import Loader
-from outputd.errors import Corrupt, OutputdError
+from outputd.errors import OutputdError
+from outputd.store.base import LocalStore
+from outputd.store.waiting import in_thread
 from outputd.tree.merkle import Sealed, seal
-from outputd.tree.node import Directory, File, Local, Volume
-from outputd.tree.records import Reader, encode_leftover
+from outputd.tree.node import Volume
+from outputd.tree.records import encode_leftover
 from outputd.tree.tree import Tree
 
 _log = logging.getLogger(__name__)
@@ -35,27 +35,17 @@ _SETTLING: Final = 30.0
 
 
 class Saving:
-    """Saves and restores the output bases of one tree."""
+    """Makes the checkpoints of one tree."""
 
     def __init__(
-        self,
-        tree: Tree,
-        loader: Loader,
-        content: Content,
-        ingest: Ingest,
-        state: State,
-        *,
-        tracking: bool,
-        now: Callable[[], int],
+        self, tree: Tree, loader: Loader, ingest: Ingest, blobs: LocalStore, state: State, journals: Journals
     ) -> None:
-        """`tracking`: whether finalized paths are wanted."""
         self._tree = tree
         self._loader = loader
-        self._content = content
         self._ingest = ingest
+        self._blobs = blobs
         self._state = state
-        self._tracking = tracking
-        self._now = now
+        self._journals = journals
 
     async def settle(self) -> None:
         """Wait until what was closed by now is in the store, but not for ever."""
@@ -66,62 +56,29 @@ class Saving:
             _log.warning("files closed lately are no blobs yet after %g s: they stay local files", _SETTLING)
 
     async def save(self, base: OutputBase) -> None:
-        """Save an output base, whose lock the caller holds, durably."""
-        volume = base.volume
-        finalized = None if base.finalized is None else await asyncio.to_thread(base.finalized.encode)
-        try:
-            digest, record = await self._sealed(volume)
-        except OutputdError as error:
-            self._not_saved(base, error)
-            return
-        if base.removed:
-            return
-        # No await from here to `State.save`: what is written is one moment of the tree.
-        changes = volume.changes
-        saved = SavedBase(
-            base.id,
-            volume.number,
-            base.instance_name,
-            volume.function,
-            encode_leftover(b"", volume.root, digest, record),
-            base.created,
-            base.last_build_id,
-            base.last_build_time,
-            encode([*unfinished_below(volume.root), *base.unreclaimed]),
-        )
-        try:
-            await self._state.save(saved, finalized)
-        except OutputdError as error:
-            self._not_saved(base, error)
-        else:
+        """Make a checkpoint, durably, unless the base is removed. Who changes the output path meanwhile is not kept waiting."""
+        async with base.saving:
+            if base.removed:
+                return
+            try:
+                async with base.lock:
+                    sealed = await self._sealed(base.volume)
+                # No await from here on: what is written is one moment of the tree, and the new journal begins with it.
+                changes = base.volume.changes
+                finalized = None if base.finalized is None else base.finalized.copy()
+                behind = self._let_new_journal_begin(base)
+                assert base.journal is not None
+                saved = _saved(base, sealed, base.journal.sequence)
+                await self._write(base, saved, finalized)
+            except OutputdError as error:
+                base.save_error = str(error)
+                _log.error("output base %s has no new checkpoint, only its journal: %s", base.id, error)
+                return
             base.save_error = ""
             base.saved_changes = changes
-
-    async def restore(self) -> list[OutputBase]:
-        """Everything that was saved. Raises Corrupt or Unavailable when the state cannot be read at all."""
-        bases: list[OutputBase] = []
-        complete = self._state.set_aside is None
-        for saved in self._state.bases():
-            try:
-                bases.append(self._restored(saved))
-            except Corrupt as error:
-                complete = False
-                _log.error("output base %s cannot be restored and is left out: %s", saved.id, error)
-        if complete:
-            # What lies there for a base that is left out might be wanted by whoever repairs it.
-            needed = {file.key for base in bases for file in base.unreclaimed}
-            swept = await asyncio.to_thread(self._content.sweep, needed)
-            if swept:
-                _log.info("%d private files that no output path needs were deleted", swept)
-        unfinished = [base for base in bases if base.unreclaimed]
-        for base in unfinished:
-            await self._reclaim(base)
-        if unfinished:
-            # Once they are blobs their private files are gone: that must not be news to the next restart.
-            await self.settle()
-            for base in unfinished:
-                await self.save(base)
-        return bases
+            base.saved_time = time.monotonic()
+            self._journals.remove(behind)
+            base.journals = [path for path in base.journals if path not in behind]
 
     async def _sealed(self, volume: Volume) -> Sealed:
         """What names the state of an output path at the moment this returns; all of it is in the state's sink."""
@@ -135,71 +92,39 @@ class Saving:
                 await pace.turn()
         raise AssertionError("sealing ends with its result")
 
-    def _not_saved(self, base: OutputBase, error: OutputdError) -> None:
-        base.save_error = str(error)
-        _log.error(
-            "output base %s is not saved, a restart would find it as it was before: %s", base.id, error
-        )
+    def _let_new_journal_begin(self, base: OutputBase) -> list[str]:
+        """The journals that are behind it."""
+        journal = base.journal
+        assert journal is not None
+        if base.removed:
+            return []
+        if journal.exists or journal.incomplete:
+            journal.close()
+            base.journals.append(journal.path)
+            after = BROKEN if journal.incomplete else journal.sequence
+            base.keep(self._journals.open(base.facts, after=after))
+            if base.build is not None:
+                base.note()  # it runs on, whatever becomes of the journals behind
+        return list(base.journals)
 
-    def _restored(self, saved: SavedBase) -> OutputBase:
-        now = self._now()
-        # Another number than before: inode numbers that were given after the last save must not come again.
-        number = self._state.take_number()
-        _, root = Reader(saved.root).leftover(Volume(number, now, writable=True))
-        if not isinstance(root, Directory) or root.digest is None:
-            raise Corrupt("its saved root is no sealed directory")
-        unreclaimed = decode(saved.unfinished)
-        finalized = self._state.finalized(saved.id) if self._tracking else None
-        tracked = None if finalized is None else Finalized.decode(finalized)
-        volume = self._tree.add_volume(number, saved.id.encode(), now)
-        volume.function = saved.function
-        _take_over(volume.root, root)
-        base = OutputBase(saved.id, volume, saved.instance_name, saved.created)
-        base.last_build_id = saved.last_build_id
-        base.last_build_time = saved.last_build_time
-        base.finalized = tracked
-        base.unreclaimed = unreclaimed
-        base.saved_changes = volume.changes
-        return base
-
-    async def _reclaim(self, base: OutputBase) -> None:
-        """Hand the local files that were saved before they were blobs to ingest, with the size they have now."""
-        loading = Loading(self._loader)
-        waiting, base.unreclaimed = base.unreclaimed, []
-        for unfinished in waiting:
-            found = await loading.run(partial(file_at, base.volume.root, unfinished))
-            if isinstance(found, OutputdError):
-                base.unreclaimed.append(unfinished)
-                _log.error("output base %s: %s cannot be looked at: %s", base.id, unfinished, found)
-            elif found is not None and not self._reclaim_file(base, unfinished, *found):
-                base.unreclaimed.append(unfinished)
-
-    def _reclaim_file(
-        self, base: OutputBase, unfinished: Unfinished, directory: Directory, file: File
-    ) -> bool:
-        """False when the disk does not let us look."""
-        assert isinstance(file.content, Local)
-        try:
-            file.content.size = os.stat(self._content.private_path(file.content)).st_size
-        except FileNotFoundError:
-            # It became a blob after the last save, and nobody knows any more which one.
-            _log.error("output base %s: %s is lost: it was still open when it was saved", base.id, unfinished)
-            self._tree.withdraw(directory, unfinished.path[-1], self._now())
-            return True
-        except OSError as error:
-            _log.error("output base %s: %s: %s", base.id, unfinished, error)
-            return False
-        self._ingest.closed(file)
-        return True
+    async def _write(self, base: OutputBase, saved: SavedBase, finalized: Finalized | None) -> None:
+        await in_thread(self._blobs.flush)
+        paths = None if finalized is None else await in_thread(finalized.encode)
+        if not base.removed:  # else the row would come back after Clean has removed it
+            await self._state.save(saved, paths)
 
 
-def _take_over(root: Directory, saved: Directory) -> None:
-    """Make the root of a new volume what was saved: collapsed, with its attributes."""
-    root.children = None
-    root.digest = saved.digest
-    root.record = saved.record
-    root.ino = saved.ino
-    root.mode = saved.mode
-    root.mtime = saved.mtime
-    root.ctime = saved.ctime
-    root.extra = saved.extra
+def _saved(base: OutputBase, sealed: Sealed, journal: int) -> SavedBase:
+    root = base.volume.root
+    return SavedBase(
+        base.id,
+        base.volume.number,
+        base.instance_name,
+        base.volume.function,
+        encode_leftover(b"", root, *sealed),
+        base.created,
+        base.last_build_id,
+        base.last_build_time,
+        encode([*unfinished_below(root), *base.unreclaimed]),
+        journal,
+    )

@@ -48,6 +48,8 @@ class SavedBase:
     last_build_time: int
     unfinished: bytes
     """Local files that were not blobs yet (unfinished.py)."""
+    journal: int
+    """Sequence number of the journal that goes on from here (journals.py)."""
 
 
 class _Objects:
@@ -143,7 +145,8 @@ class State:
         """All that were saved, by id. Raises Corrupt or Unavailable."""
         try:
             rows = self._reading_connection.execute(
-                "SELECT id, number, instance_name, digest_function, root, created, last_build_id, last_build_time, unfinished"
+                "SELECT id, number, instance_name, digest_function, root, created, last_build_id, last_build_time, unfinished,"
+                " journal"
                 " FROM output_base ORDER BY id"
             ).fetchall()
         except sqlite3.Error as error:
@@ -165,7 +168,7 @@ class State:
         def write(connection: sqlite3.Connection) -> None:
             self._write_reservation(connection)
             connection.execute(
-                "INSERT OR REPLACE INTO output_base VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)",
+                "INSERT OR REPLACE INTO output_base VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
                 (
                     base.id,
                     base.number,
@@ -176,6 +179,7 @@ class State:
                     base.last_build_id,
                     base.last_build_time,
                     base.unfinished,
+                    base.journal,
                 ),
             )
             if finalized is None:
@@ -193,6 +197,10 @@ class State:
             connection.execute("DELETE FROM finalized WHERE output_base_id = ?", (output_base_id,))
 
         await self._written(write)
+
+    def use_no_number_below(self, number: int) -> None:
+        """Numbers up to there were in use, whatever was written of it."""
+        self._next_number = max(self._next_number, number)
 
     def take_number(self) -> int:
         """A volume number that no volume ever had.

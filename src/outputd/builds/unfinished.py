@@ -30,7 +30,7 @@ class Unfinished(NamedTuple):
 
 
 def unfinished_below(root: Directory) -> Iterator[Unfinished]:
-    """The local files of an output path that was just sealed: only directories whose digest is unknown can hold one."""
+    """The local files in memory: only directories whose digest is unknown can hold one, sealed or not (merkle.py)."""
     stack: list[tuple[Directory, tuple[bytes, ...]]] = [(root, ())]
     while stack:
         directory, path = stack.pop()

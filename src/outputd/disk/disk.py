@@ -29,6 +29,9 @@ class Disk(Protocol):
     def copy(self, source: int, target: int) -> None:
         """Make the empty file `target` a copy of `source`, sharing its extents where the file system can."""
 
+    def allocate(self, fd: int, offset: int, size: int) -> None:
+        """Make sure that these bytes of a file are on the disk, zeros at its end: to write to them cannot fail for want of room."""
+
     def sync(self, fd: int) -> None:
         """fsync(2): this file's bytes and size outlive a power cut. For a directory: the names in it do."""
 
@@ -85,6 +88,13 @@ class RealDisk:
         while piece := os.pread(source, _READ_STEP, offset):
             self.write(target, piece)
             offset += len(piece)
+
+    def allocate(self, fd: int, offset: int, size: int) -> None:
+        if sys.platform == "linux":
+            os.posix_fallocate(fd, offset, size)
+        else:
+            os.lseek(fd, offset, os.SEEK_SET)
+            self.write(fd, bytes(size))
 
     def sync(self, fd: int) -> None:
         os.fsync(fd)

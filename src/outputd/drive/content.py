@@ -158,6 +158,8 @@ class Content:
             if opened.direct:
                 self._catch_up(opened, content, os.fstat(opened.fd))
             content.writers -= 1
+            if content.writers == 0:
+                self._tree.outdate_attributes(file)  # told once for all that was written
         if opened.handles == 0:
             del self._open[file]
             if opened.fd >= 0:
@@ -397,7 +399,10 @@ class Content:
     def _note_change(self, file: File, local: Local) -> None:
         local.version += 1
         file.mtime = file.ctime = time.time_ns()
-        self._tree.outdate_attributes(file)
+        if local.writers:
+            self._tree.written(file)
+        else:
+            self._tree.outdate_attributes(file)
 
     def _replace_by_empty(self, file: File) -> None:
         local, fd = self.new_local()

@@ -84,14 +84,17 @@ class Ingest:
                     _log.error("cannot hash %s for %r: %s", path, file.name, result)
             elif file.content is local and local.version == version and local.writers == 0 and file.nlink:
                 blocks = content.sparse_blocks(file)
+                self._tree.adopting(file, result)
                 try:
                     self._store.adopt(path, result)
                 except OutputdError as error:
+                    self._tree.outdate_attributes(file)  # the word about it is taken back
                     _log.error("cannot keep %r as blob %s: %s", file.name, result, error)
                 else:
                     self._tree.set_content(file, result)
                     if blocks is not None:
                         file.note_blocks(blocks)
+                        self._tree.outdate_attributes(file)
             elif file.content is local and local.writers == 0 and file.nlink:
                 continue  # truncated while it was being hashed: once more
             self._done(file)

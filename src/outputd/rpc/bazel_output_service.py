@@ -65,7 +65,7 @@ class BazelOutputService:
     async def finalize_build(
         self, request: bos.FinalizeBuildRequest, _context: Context
     ) -> bos.FinalizeBuildResponse:
-        await self._builds.finalize_build(request.build_id, successful=request.build_successful)
+        self._builds.finalize_build(request.build_id, successful=request.build_successful)
         return bos.FinalizeBuildResponse()
 
     @takes_bytes

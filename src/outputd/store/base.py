@@ -72,6 +72,9 @@ class LocalStore(Protocol):
     def missing(self, digests: Collection[Digest]) -> set[Digest]:
         """Those of `digests` that are not here."""
 
+    def flush(self) -> None:
+        """Return when everything that is here outlives a power cut. Raises Exhausted or Unavailable. May take seconds."""
+
     def usage(self) -> Usage:
         """True numbers for statfs and `status`."""
 

@@ -50,9 +50,11 @@ class DiskStore:
         """Directory for files that become blobs by `adopt`; on the same file system, so that a rename is enough."""
         self._names = itertools.count()
         self._lock = threading.Lock()
-        """Guards the three fields below."""
+        """Guards the fields below."""
         self._blobs = -1
         self._blob_bytes = -1
+        self._unsynced = True
+        """Something has arrived since the last `flush`, or may have."""
         self._arrivals: dict[str, int] | None = None
         """Path and size of the blobs that came while somebody counts; None when nobody does."""
         try:
@@ -135,9 +137,13 @@ class DiskStore:
 
     def flush(self) -> None:
         """Make every blob stored so far outlive a power cut. Raises Exhausted or Unavailable. May take seconds."""
+        if not self._unsynced:
+            return
+        self._unsynced = False
         try:
             self._disk.sync_file_system(self._claim)
         except OSError as error:
+            self._unsynced = True
             raise self.failed(error, "sync the store", self._root) from error
 
     def usage(self) -> Usage:
@@ -233,6 +239,7 @@ class DiskStore:
                 # The first blob of this function with these two digits.
                 make_directories(self._disk, os.path.dirname(path))
                 self._disk.rename(source, path)
+            self._unsynced = True
             if self._arrivals is not None:
                 if before < 0:
                     self._arrivals[path] = digest.size

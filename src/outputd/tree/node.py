@@ -10,6 +10,7 @@ import stat
 from typing import Final
 
 from outputd.digest import Digest, DigestFunction
+from outputd.tree.log import UNLOGGED, Log
 
 FILE_MODE: Final = stat.S_IFREG | 0o644
 """Mode of a CAS file that is not executable, unless its attribute record says otherwise."""
@@ -211,6 +212,7 @@ class Volume:
         "function",
         "instance_name",
         "linked",
+        "log",
         "next_ino",
         "number",
         "removed",
@@ -236,4 +238,6 @@ class Volume:
         """Collapsed directories known to hold names of hard-linked nodes, here or below."""
         self.removed = False
         """Its root has lost its name."""
+        self.log: Log = UNLOGGED
+        """Is told of every change."""
         self.root = Directory(DIRECTORY_MODE, now, self)

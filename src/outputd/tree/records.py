@@ -106,7 +106,8 @@ def encode_record(
 
 
 def encode_leftover(name: bytes, node: Node, digest: bytes = b"", record: bytes = NO_RECORD) -> bytes:
-    """An entry that stands wholly in a record: its name, attributes and content. A directory comes with its seal."""
+    """An entry that stands wholly in a record: its name, attributes and content. A directory comes with its seal; without
+    one it comes back empty."""
     if isinstance(node, File):
         content = node.content
         payload = (
@@ -251,9 +252,10 @@ def _leftover_node(kind: bytes, payload: bytes, mode: int, mtime: int, volume: V
         return File(mode, mtime, Local(*_LOCAL.unpack(payload)))
     if kind == b"f":
         return File(mode, mtime, _digest(payload))
-    if kind == b"d" and len(payload) > 33:
+    if kind == b"d" and len(payload) >= 33:
         directory = Directory(mode, mtime, volume)
-        directory.children = None
+        if len(payload) > 33:
+            directory.children = None
         directory.record = NO_RECORD if payload[:32] == _NO_DIGEST else payload[:32]
         tree, digest = payload[33 : 33 + payload[32]], payload[33 + payload[32] :]
         directory.tree = _digest(tree) if tree else None

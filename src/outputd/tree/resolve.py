@@ -63,10 +63,12 @@ walked), or the output path itself (None)."""
 class VirtualRoot:
     """The client's name space as far as it concerns one output path: where that begins, and the aliases that lead into it."""
 
-    __slots__ = ("_top", "components")
+    __slots__ = ("_top", "aliases", "components", "prefix")
 
     def __init__(self, prefix: str, suffix: str, aliases: Mapping[str, str]) -> None:
         """Raises Invalid, naming field and entry. `suffix` is ours: what is appended to the client's prefix."""
+        self.prefix: Final = prefix
+        self.aliases: Final = aliases
         self.components: Final = (
             *_plain_components("output_path_prefix", prefix, absolute=True),
             *_plain_components("output_path_suffix", suffix, absolute=False),

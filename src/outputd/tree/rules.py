@@ -55,7 +55,9 @@ def may_enter(directory: Directory, name: bytes) -> Status:
         return refused
     if directory.removed:
         return Status.ABSENT
-    return Status.EXISTS if name in entries(directory) else Status.OK
+    if name in entries(directory):
+        return Status.EXISTS
+    return Status.OK if directory.volume.log.room else Status.NO_ROOM
 
 
 def may_rename(

@@ -23,7 +23,7 @@ class Status(enum.Enum):
     TOO_MANY_LINKS = "too many hard links"
     NOT_PERMITTED = "not permitted on this kind of node"
     NO_ATTRIBUTE = "no such extended attribute"
-    NO_ROOM = "a limit of what one node can hold"
+    NO_ROOM = "no room: on the disk, or in what one node can hold"
     UNSUPPORTED = "not offered here"
 
 

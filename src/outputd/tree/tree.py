@@ -66,6 +66,7 @@ class Tree:
             node.ino = volume.next_ino
             volume.next_ino += 1
             outdate_record(directory)
+            volume.log.identified(directory, node)
         return node.ino
 
     def remember(self, node: Node, directory: Directory) -> int:
@@ -148,6 +149,7 @@ class Tree:
             return refused
         self.own(node, directory, uid, gid)
         self._enter(directory, name, node, now)
+        directory.volume.log.entered(directory, name, node, now)
         return Status.OK
 
     def make_directory(
@@ -162,6 +164,7 @@ class Tree:
         )
         self.own(node, directory, uid, gid)
         self._enter(directory, name, node, now)
+        directory.volume.log.entered(directory, name, node, now)
         return node
 
     def link(self, node: Node, directory: Directory, name: bytes, now: int) -> Status:
@@ -179,6 +182,7 @@ class Tree:
             del self.nameless[node]
             node.ctime = now
             self._enter(directory, name, node, now)
+            volume.log.entered(directory, name, node, now)
             return Status.OK
         if node.nlink == 0:
             return Status.ABSENT
@@ -187,6 +191,7 @@ class Tree:
         if node.nlink >= MAX_LINKS:
             return Status.TOO_MANY_LINKS
         self.identify(node, node.parent or directory)
+        volume.log.linked(node, directory, name, now)
         add_name(node, directory, name)
         node.extra = node.extra or Extra()
         node.extra.nlink += 1
@@ -194,7 +199,7 @@ class Tree:
         entries(directory)[name] = node
         self._touch(directory, now)
         node.ctime = now
-        self.outdate_attributes(node)
+        outdate_holders(node, digests=False)
         return Status.OK
 
     def create_nameless(self, directory: Directory, file: File, *, uid: int, gid: int) -> Status:
@@ -218,6 +223,7 @@ class Tree:
             return Status.IS_DIRECTORY
         self._leave(directory, name, now)
         self._unname(node, directory, name, now)
+        directory.volume.log.removed(directory, name, now)
         return Status.OK
 
     def remove_directory(self, directory: Directory, name: bytes, now: int) -> Status:
@@ -233,6 +239,7 @@ class Tree:
             return Status.NOT_EMPTY
         self._leave(directory, name, now)
         self._unname(node, directory, name, now)
+        directory.volume.log.removed(directory, name, now)
         return Status.OK
 
     def rename(
@@ -258,6 +265,7 @@ class Tree:
         elif other is not None:
             self._unname(other, target, new, now)
         self._move(node, source, old, target, new, now)
+        source.volume.log.moved(source, old, target, new, flags, now)
         return Status.OK
 
     def place(self, directory: Directory, name: bytes, node: Node, now: int) -> None:
@@ -271,6 +279,7 @@ class Tree:
             self._unname(old, directory, name, now)
             self._mark_survivor(old)
         self._enter(directory, name, node, now)
+        directory.volume.log.entered(directory, name, node, now)
         if directory.lookups:
             self._mark_stale(directory, name, old)
 
@@ -280,6 +289,7 @@ class Tree:
         if node is not None:
             self._leave(directory, name, now)
             self._unname(node, directory, name, now)
+            directory.volume.log.removed(directory, name, now)
             self._mark_survivor(node)
             self._mark_stale(directory, name, node)
 
@@ -312,6 +322,7 @@ class Tree:
         directory.children[file.name] = node
         lose_name(file, directory, file.name)
         outdate_record(directory)
+        directory.volume.log.renewed(directory, file.name, node)
         self._mark_stale(directory, file.name, file)
         return Status.OK
 
@@ -330,6 +341,7 @@ class Tree:
         directory.tree = None
         directory.volume.unmet.pop(directory, None)
         self._touch(directory, now)
+        directory.volume.log.cleared(directory, now)
 
     # attributes and content
 
@@ -339,6 +351,12 @@ class Tree:
         if file.extra is not None:
             file.extra.blocks = None
         outdate_holders(file, digests=True)
+        self._log_change(file)
+
+    def adopting(self, file: File, digest: Digest) -> None:
+        """To be called before the local bytes of a file become a blob: whoever is killed in between knows what became of them."""
+        if file.parent is not None:
+            file.parent.volume.log.adopting(file, digest)
 
     def outdate_attributes(self, node: Node) -> None:
         """To be called after an attribute (mode, owner, times, xattr) was set: records that hold it are outdated."""
@@ -348,6 +366,11 @@ class Tree:
             if node.record == NO_RECORD and node.children is not None:
                 outdate_record(node)  # entries without times of their own have the directory's
         outdate_holders(node, digests=False)
+        self._log_change(node)
+
+    def written(self, file: File) -> None:
+        """To be called after bytes were written: as `outdate_attributes`, but told to the log only when the last writer closes."""
+        outdate_holders(file, digests=False)
 
     def drop_privileges(self, node: Node) -> None:
         """What Linux does to the mode of a file that is written, cut or given away (setattr_should_drop_suidgid)."""
@@ -454,6 +477,12 @@ class Tree:
         elif isinstance(node, File) and _is_free(node):
             self.nameless.pop(node, None)
             self.dropped.append(node)
+
+    def _log_change(self, node: Node) -> None:
+        if isinstance(node, Directory):
+            node.volume.log.changed(node)
+        elif node.parent is not None:  # else a restart finds nothing that leads to it
+            node.parent.volume.log.changed(node)
 
     def _touch(self, directory: Directory, now: int) -> None:
         directory.mtime = now

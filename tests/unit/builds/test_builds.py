@@ -81,14 +81,16 @@ def test_another_build_on_the_same_base_ends_the_first(tmp_path: Path) -> None:
                     refused("b1")
             with pytest.raises(Precondition):
                 w.builds.finalize_artifacts("b1", [])
-            await w.builds.finalize_build("b1", successful=True)  # unknown by now, and that is fine
+            await w.finalize("b1", successful=True)  # unknown by now, and that is fine
             assert await w.listing() == {"a": A}
             assert await w.stage(("b", B), build_id="b2") == [None]
 
     asyncio.run(run())
 
 
-def test_a_build_that_was_never_finalized_is_saved_by_the_next_start(tmp_path: Path) -> None:
+def test_a_build_that_was_never_finalized_is_ended_by_the_next_start_and_nothing_is_lost(
+    tmp_path: Path,
+) -> None:
     async def run() -> None:
         async with world(tmp_path, crash=True) as w:
             await w.start("b1")
@@ -97,9 +99,12 @@ def test_a_build_that_was_never_finalized_is_saved_by_the_next_start(tmp_path: P
             await w.start("b2")
             await w.stage(("later", B), build_id="b2")
         async with world(tmp_path) as w:
-            assert await w.listing() == {"a": A, "local": Digest.of(SHA256, b"here")}
+            assert await w.listing() == {"a": A, "local": Digest.of(SHA256, b"here"), "later": B}
             (base,) = await w.builds.describe()
-            assert (base.last_build_id, base.running_build_id) == ("b1", "")
+            assert (base.last_build_id, base.running_build_id) == ("b1", "b2")
+            with pytest.raises(Precondition):
+                await w.stage(("x", A), build_id="b1")
+            assert await w.stage(("x", A), build_id="b2") == [None]
 
     asyncio.run(run())
 
@@ -160,13 +165,13 @@ def test_two_bases_do_not_disturb_each_other(tmp_path: Path) -> None:
             await w.start("o1", OTHER)
             await w.stage(("a", A))
             await w.stage(("b", B), build_id="o1")
-            await w.builds.finalize_build("b1", successful=True)
+            await w.finalize("b1", successful=True)
             w.cas.gate.clear()
             stuck = asyncio.create_task(w.start("b2"))
             await until(lambda: w.cas.asked)
             # The first base waits for its CAS; the second one goes through everything meanwhile.
             await w.stage(("c", B), build_id="o1")
-            await w.builds.finalize_build("o1", successful=True)
+            await w.finalize("o1", successful=True)
             await w.builds.clean(OTHER)
             await w.start("o2", OTHER)
             assert not stuck.done()
@@ -184,7 +189,7 @@ def test_clean_takes_the_tree_the_build_and_what_was_saved(tmp_path: Path) -> No
             await w.start("b0")
             await w.stage(("d/a", A), build_id="b0")
             w.write("d/local", b"here", close=True)
-            await w.builds.finalize_build("b0", successful=True)
+            await w.finalize("b0", successful=True)
             await w.start("b1")
             w.write("d/open", b"here")
             w.tree.remember(w.tree.outputs, w.tree.root)
@@ -244,7 +249,7 @@ def test_clean_while_the_base_is_being_saved_wins(tmp_path: Path) -> None:
         async with world(tmp_path, crash=True) as w:
             await w.start()
             await w.stage(*((f"d{index}/f", A) for index in range(3000)))
-            end = asyncio.create_task(w.builds.finalize_build("b1", successful=True))
+            end = asyncio.create_task(w.finalize("b1", successful=True))
             for _ in range(5):
                 await asyncio.sleep(0)
             assert not end.done()
@@ -260,7 +265,7 @@ def test_a_clean_that_cannot_be_written_is_told_and_can_be_repeated(tmp_path: Pa
     async def run() -> None:
         async with world(tmp_path, crash=True) as w:
             await w.start()
-            await w.builds.finalize_build("b1", successful=True)
+            await w.finalize("b1", successful=True)
             w.state._writing_connection.execute("PRAGMA query_only=1")
             with pytest.raises(Exception, match="readonly"):
                 await w.builds.clean(BASE)
@@ -285,12 +290,12 @@ def test_contents_of_another_function_or_instance_are_dropped(
             await w.start("b1")
             await w.stage(("d/a", A))
             w.write("local", b"here")
-            await w.builds.finalize_build("b1", successful=True)
+            await w.finalize("b1", successful=True)
             await w.start("b2", **changes)
             assert await w.listing() == {}
             assert w.cas.asked == []
             w.write("local", b"here")
-            await w.builds.finalize_build("b2", successful=True)
+            await w.finalize("b2", successful=True)
         async with world(tmp_path) as w:
             await w.start("b3", **changes)
             function = changes.get("function", SHA256)
@@ -304,37 +309,18 @@ def test_contents_of_another_function_or_instance_are_dropped(
 def test_finalizing_is_harmless_twice_and_for_nobody(tmp_path: Path) -> None:
     async def run() -> None:
         async with world(tmp_path) as w:
-            await w.builds.finalize_build("nobody", successful=False)
+            await w.finalize("nobody", successful=False)
             await w.start()
             await w.stage(*((f"d{index}/f", A) for index in range(300)))
-            first = asyncio.create_task(w.builds.finalize_build("b1", successful=True))
+            first = asyncio.create_task(w.finalize("b1", successful=True))
             await asyncio.sleep(0)
-            await w.builds.finalize_build("b1", successful=True)
+            await w.finalize("b1", successful=True)
             (base,) = await w.builds.describe()
             assert not base.dirty  # the repeated call has waited until it was saved
             await first
-            await w.builds.finalize_build("b1", successful=True)
+            await w.finalize("b1", successful=True)
             with pytest.raises(Precondition):
                 w.builds.stats("b1")
-
-    asyncio.run(run())
-
-
-def test_an_end_goes_on_when_the_client_leaves(tmp_path: Path) -> None:
-    async def run() -> None:
-        async with world(tmp_path, crash=True) as w:
-            await w.start()
-            await w.stage(("a", A))
-            end = asyncio.create_task(w.builds.finalize_build("b1", successful=True))
-            await asyncio.sleep(0)
-            await asyncio.sleep(0)
-            end.cancel()
-            with pytest.raises(asyncio.CancelledError):
-                await end
-            base = w.builds._bases[BASE]
-            await until(lambda: not base.dirty)
-        async with world(tmp_path) as w:
-            assert await w.listing() == {"a": A}
 
     asyncio.run(run())
 
@@ -351,13 +337,13 @@ def test_a_failure_to_save_does_not_fail_the_build(
                 raise Exhausted("the disk is full")
 
             monkeypatch.setattr(w.state, "save", full)
-            await w.builds.finalize_build("b1", successful=True)
+            await w.finalize("b1", successful=True)
             (base,) = await w.builds.describe()
             assert base.dirty
             assert base.save_error == "the disk is full"
             monkeypatch.undo()
             await w.start("b2")
-            await w.builds.finalize_build("b2", successful=True)
+            await w.finalize("b2", successful=True)
             (base,) = await w.builds.describe()
             assert not base.dirty
             assert base.save_error == ""
@@ -365,7 +351,7 @@ def test_a_failure_to_save_does_not_fail_the_build(
             assert await w.listing() == {"a": A}
 
     asyncio.run(run())
-    assert any("is not saved" in record.getMessage() for record in caplog.records)
+    assert any("has no new checkpoint" in record.getMessage() for record in caplog.records)
 
 
 def test_status(tmp_path: Path) -> None:
@@ -374,14 +360,14 @@ def test_status(tmp_path: Path) -> None:
             await w.start("b1")
             await w.start("o1", OTHER)
             await w.stage(("d/a", A), ("d/b", B))
-            await w.builds.finalize_build("o1", successful=True)
+            await w.finalize("o1", successful=True)
             other, base = await w.builds.describe()
             assert (base.id, base.running_build_id, base.last_build_id, base.entries, base.dirty) == (
                 BASE,
                 "b1",
                 "",
                 3,
-                True,
+                False,
             )
             assert (other.id, other.running_build_id, other.last_build_id, other.dirty) == (
                 OTHER,

@@ -25,7 +25,7 @@ async def _build(w: World, build_id: str = "b1") -> None:
     await w.stage(("d/a", A), ("d/b", B), ("d/e/c", A), build_id=build_id)
     w.symlink("link", "d/a")
     w.builds.finalize_artifacts(build_id, [(b"d/a", A), (b"d/b", B), (b"./d//e/c", A), (b"link", A)])
-    await w.builds.finalize_build(build_id, successful=True)
+    await w.finalize(build_id, successful=True)
 
 
 async def _next(w: World, build_id: str = "b2") -> Modified | None:
@@ -62,7 +62,7 @@ def test_what_changed_since_it_was_finalized(restarted: bool, tmp_path: Path) ->
             w.unlink("link")
             w.symlink("link", "d/b")
             w.write("unrelated", b"x")
-            await w.builds.finalize_build("b2", successful=True)
+            await w.finalize("b2", successful=True)
             if not restarted:
                 assert await _next(w, "b3") == Modified("b2", ["d/a", "d/b", "link"])
         if restarted:
@@ -117,7 +117,7 @@ def test_a_build_without_tracking_in_between_makes_it_unknown(tmp_path: Path) ->
         async with world(tmp_path) as w:
             await w.start("b2")
             w.builds.finalize_artifacts("b2", [(b"new", A)])
-            await w.builds.finalize_build("b2", successful=True)
+            await w.finalize("b2", successful=True)
         async with world(tmp_path, initial_contents=True) as w:
             assert await _next(w, "b3") is None
 

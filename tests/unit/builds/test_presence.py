@@ -51,7 +51,7 @@ def test_missing_files_are_removed_and_the_kernel_is_told(tmp_path: Path) -> Non
             await w.stage(("d/a", A), ("d/b", B), ("e/a", A), ("c", C))
             w.write("local", b"here")
             w.symlink("link", "d/b")
-            await w.builds.finalize_build("b1", successful=True)
+            await w.finalize("b1", successful=True)
             directory = w.at("d")
             assert isinstance(directory, Directory)
             seen(w, directory)
@@ -126,7 +126,7 @@ def test_lazy_directories_are_looked_through(by: str, tmp_path: Path) -> None:
             tree = w.cas.add(reapi.Tree(root=root, children=[leaf]).SerializeToString())
             reference = TreeReference(tree if by != "root" else None, root_digest if by != "tree" else None)
             await w.stage(("t", reference), ("u", reference))
-            await w.builds.finalize_build("b1", successful=True)
+            await w.finalize("b1", successful=True)
             w.cas.lost = {A}
             await w.start("b2")
             assert w.cas.asked == [{A, B}]
@@ -153,7 +153,7 @@ def test_a_lazy_directory_whose_message_is_gone_is_emptied(tmp_path: Path) -> No
                 ("garbage", TreeReference(None, not_one)),
                 ("holder", TreeReference(None, holder)),
             )
-            await w.builds.finalize_build("b1", successful=True)
+            await w.finalize("b1", successful=True)
             await w.start("b2")
             assert await w.listing() == {
                 "gone/": None,
@@ -177,7 +177,7 @@ def test_a_tree_that_doubles_at_each_level_is_looked_through_once(tmp_path: Path
             for _ in range(60):
                 digest = _directory(w, {}, {"left": digest, "right": digest})
             await w.stage(("t", TreeReference(None, digest)))
-            await w.builds.finalize_build("b1", successful=True)
+            await w.finalize("b1", successful=True)
             await w.start("b2")
             assert w.cas.asked == [{A}]
             assert len(w.cas.read_digests) == 61
@@ -190,7 +190,7 @@ def test_a_cas_that_does_not_answer_fails_the_start_and_a_retry_looks_again(tmp_
         async with world(tmp_path) as w:
             await w.start()
             await w.stage(("a", A), ("b", B))
-            await w.builds.finalize_build("b1", successful=True)
+            await w.finalize("b1", successful=True)
             w.cas.down = Unavailable("no route to the CAS")
             with pytest.raises(Unavailable, match="no route"):
                 await w.start("b2")
@@ -211,7 +211,7 @@ def test_what_is_changed_while_the_cas_thinks_is_left_alone(tmp_path: Path) -> N
         async with world(tmp_path) as w:
             await w.start()
             await w.stage(("d/a", A), ("d/b", A), ("gone/a", A))
-            await w.builds.finalize_build("b1", successful=True)
+            await w.finalize("b1", successful=True)
             w.cas.lost = {A}
             w.cas.gate.clear()
             start = asyncio.create_task(w.start("b2"))
@@ -236,7 +236,7 @@ def test_what_is_replaced_while_a_large_directory_is_gone_through_is_left_alone(
         async with world(tmp_path) as w:
             await w.start()
             await w.stage(*((f"f{index:03}", A) for index in range(600)))
-            await w.builds.finalize_build("b1", successful=True)
+            await w.finalize("b1", successful=True)
             w.cas.lost = {A}
             start = asyncio.create_task(w.start("b2"))
             await until(lambda: w.at("f000") is None)
@@ -259,7 +259,7 @@ def test_the_loop_is_free_while_a_large_tree_is_looked_through(
             await w.start()
             digests = [Digest.of(SHA256, str(index).encode()) for index in range(5000)]
             await w.stage(*((f"d{index % 10}/{index}", digest) for index, digest in enumerate(digests)))
-            await w.builds.finalize_build("b1", successful=True)
+            await w.finalize("b1", successful=True)
             w.cas.lost = set(digests[::2])
             turns = 0
 

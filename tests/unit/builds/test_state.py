@@ -22,7 +22,7 @@ from outputd.disk.disk import RealDisk
 from outputd.errors import Corrupt, Exhausted, Precondition, Unavailable
 
 SHA256 = DigestFunction.SHA256
-BASE = SavedBase("base", 3, "main", DigestFunction.BLAKE3, b"root", 1, "build", 2, b"unfinished")
+BASE = SavedBase("base", 3, "main", DigestFunction.BLAKE3, b"root", 1, "build", 2, b"unfinished", 4)
 EMPTY = Digest.of(SHA256, b"")
 MESSAGE = Digest.of(SHA256, b"message")
 

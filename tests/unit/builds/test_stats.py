@@ -161,7 +161,7 @@ def test_an_unknown_build_is_refused_and_one_that_ended(tmp_path: Path) -> None:
                 w.builds.stats("nobody")
             await w.start()
             stats = w.builds.stats("b1")
-            await w.builds.finalize_build("b1", successful=True)
+            await w.finalize("b1", successful=True)
             with pytest.raises(Precondition, match="it was ended"):
                 await stats.of([b"x"])
 

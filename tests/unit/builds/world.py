@@ -10,6 +10,7 @@ from collections.abc import AsyncIterator, Callable, Collection, Mapping
 from typing import Any
 
 from outputd.builds.builds import BuildRequest, Builds, Options
+from outputd.builds.journals import Journals
 from outputd.builds.state import State
 from outputd.digest import Digest, DigestFunction
 from outputd.disk.disk import RealDisk
@@ -133,8 +134,8 @@ class World:
             self.reaper,
             self.cas,
             self.state,
+            Journals(f"{path}/state/journals", self.disk),
             self.kernel,
-            tasks,
             Options(
                 local_only=bool(options.get("local_only", False)),
                 initial_contents=bool(options.get("initial_contents", False)),
@@ -145,6 +146,11 @@ class World:
     async def start(self, build_id: str = "b1", base: str = BASE, **changes: Any) -> None:
         """StartBuild as Bazel sends it."""
         await self.builds.start(request(build_id, base, **changes))
+
+    async def finalize(self, build_id: str = "b1", *, successful: bool = True) -> None:
+        """FinalizeBuild, and the checkpoint that follows it."""
+        self.builds.finalize_build(build_id, successful=successful)
+        await self.builds.checkpoints.all()
 
     def root(self, base: str = BASE) -> Directory:
         node = self.tree.lookup(self.tree.outputs, base.encode())
@@ -289,9 +295,10 @@ async def world(
         ]
         try:
             await w.builds.restore()
+            await w.ingest.settle()
             yield w
             if not crash:
-                await w.builds.checkpoint_all()
+                await w.builds.checkpoints.all()
         finally:
             for task in background:
                 task.cancel()

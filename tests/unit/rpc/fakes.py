@@ -47,6 +47,9 @@ class FakeLocal:
     def missing(self, digests: Collection[Digest]) -> set[Digest]:
         return {digest for digest in digests if not self.has(digest)}
 
+    def flush(self) -> None:
+        raise AssertionError("not asked by services")
+
     def usage(self) -> Usage:
         raise NotImplementedError
 

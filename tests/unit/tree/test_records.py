@@ -138,7 +138,7 @@ LINKS = struct.pack("<BqIIII", 0, 0, 0, 0, 3, 0)
         (leftover(b"s", mode=0o120777), "kind b's' with 0 bytes"),
         (leftover(b"q"), "kind b'q'"),
         (leftover(b""), "kind b''"),
-        (leftover(b"d" + bytes(33), mode=0o040755), "kind b'd'"),
+        (leftover(b"d" + bytes(32), mode=0o040755), "kind b'd'"),
         (leftover(b"d" + bytes(32) + b"\x05" + bytes(EMPTY), mode=0o040755), "is no digest"),
         (leftover(b"f" + EMPTY, mode=0o040755), "mode 40755 for a File"),
         (leftover(b"n" + bytes(8)), "mode 100644 for a Special"),
