@@ -84,13 +84,14 @@ class JournalAgainstTree(TreeAgainstDirectory):
         for path in filter(os.path.exists, self.chain):
             asyncio.run(replay.run(read_journal(path, BOOT)))
         assert replay.replayed.left_out == 0
-        while (lacking := self.tree.lacking(self.volume)) is not None:
-            self.kept.load(lacking)
-        while (lacking := tree.lacking(volume)) is not None:
-            self.kept.load(lacking)
+        for each, top in ((self.tree, self.volume), (tree, volume)):
+            self.kept.load_all(top.root)  # then the links of what was removed unseen are known on both sides
+            while (lacking := each.lacking(top)) is not None:
+                self.kept.load(lacking)
         assert picture(self.kept, tree, volume.root) == picture(self.kept, self.tree, self.volume.root)
         here, there = volume.root, self.volume.root
         assert (here.mode, here.mtime, here.ctime) == (there.mode, there.mtime, there.ctime)
+        self.reap()
         self.tree, self.volume = tree, volume
         self.old_keys = self.keys
         self.begin_journal()

@@ -59,6 +59,7 @@ FINALIZED: Final = 13
 
 ROOT: Final = 0
 """Number of the output path's root directory."""
+NOWHERE: Final = 0xFFFFFFFF
 
 _FIRST: Final = 64 << 10
 _LARGEST_GROWTH: Final = 16 << 20
@@ -174,78 +175,78 @@ class Journal:
         return not self._refused
 
     def entered(self, directory: Directory, name: bytes, node: Node, now: int) -> None:
-        self._append(CHANGE.pack(ENTERED, self._number(directory), now) + _entry(name, node))
+        self._change(ENTERED, directory, now, _entry(name, node))
 
     def renewed(self, directory: Directory, name: bytes, node: Node) -> None:
-        self._append(CHANGE.pack(RENEWED, self._number(directory), 0) + _entry(name, node))
+        self._change(RENEWED, directory, 0, _entry(name, node))
 
     def staged(self, directory: Directory, name: bytes, digest: Digest, now: int) -> None:
-        self._append(CHANGE.pack(STAGED, self._number(directory), now) + NAME.pack(len(name)) + name + digest)
+        self._change(STAGED, directory, now, NAME.pack(len(name)) + name + digest)
 
     def linked(self, node: Node, directory: Directory, name: bytes, now: int) -> None:
         if node.parent is None:
             # Its other names lie in directories that are not loaded: a restart finds a file of its own.
             self.entered(directory, name, node, now)
-        else:
-            self._append(
-                CHANGE.pack(LINKED, self._number(directory), now)
-                + MOVE.pack(0, self._number(node.parent), len(name), len(node.name))
-                + name
-                + node.name
-            )
+            return
+        number = self._number(node.parent)
+        head = MOVE.pack(0, number, len(name), len(node.name))
+        self._change(LINKED, directory, now, head + name + node.name)
 
     def removed(self, directory: Directory, name: bytes, now: int) -> None:
-        self._append(CHANGE.pack(REMOVED, self._number(directory), now) + name)
+        self._change(REMOVED, directory, now, name)
 
     def moved(
         self, source: Directory, old: bytes, target: Directory, new: bytes, flags: int, now: int
     ) -> None:
-        self._append(
-            CHANGE.pack(MOVED, self._number(source), now)
-            + MOVE.pack(flags, self._number(target), len(old), len(new))
-            + old
-            + new
-        )
+        head = MOVE.pack(flags, self._number(target), len(old), len(new))
+        self._change(MOVED, source, now, head + old + new)
 
     def cleared(self, directory: Directory, now: int) -> None:
-        self._append(CHANGE.pack(CLEARED, self._number(directory), now))
+        self._change(CLEARED, directory, now, b"")
 
     def changed(self, node: Node) -> None:
         directory = node.parent
         if isinstance(node, Directory) and node.volume.root is node:
-            self._append(CHANGE.pack(CHANGED, ROOT, 0) + _entry(b"", node))
+            self._change(CHANGED, node, 0, _entry(b"", node))
         elif directory is not None:
-            self._append(CHANGE.pack(CHANGED, self._number(directory), 0) + _entry(node.name, node))
+            self._change(CHANGED, directory, 0, _entry(node.name, node))
 
     def identified(self, directory: Directory, node: Node) -> None:
-        self._append(CHANGE.pack(IDENTIFIED, self._number(directory), node.ino) + node.name)
+        self._change(IDENTIFIED, directory, node.ino, node.name)
 
     def adopting(self, file: File, digest: Digest) -> None:
         assert isinstance(file.content, Local)
         if file.parent is not None:
-            self._append(
-                CHANGE.pack(ADOPTING, self._number(file.parent), file.content.key)
-                + NAME.pack(len(file.name))
-                + file.name
-                + digest
-            )
+            body = NAME.pack(len(file.name)) + file.name + digest
+            self._change(ADOPTING, file.parent, file.content.key, body)
 
     # within
 
-    def _number(self, directory: Directory) -> int:
-        """What stands for a directory in this file; told when it is first needed, by its name as of now."""
+    def _change(self, what: int, directory: Directory, now: int, body: bytes) -> None:
         number = self._numbers.get(directory)
         if number is None:
-            if directory.volume.root is directory:
-                number = ROOT
-            else:
-                parent = directory.parent
-                assert parent is not None, "a directory that was removed takes no changes"
-                above = self._number(parent)
-                number = self._next_number
-                self._next_number += 1
-                self._append(CHANGE.pack(DIRECTORY, above, number) + directory.name)
-            self._numbers[directory] = number
+            number = self._number(directory)
+        if number != NOWHERE:
+            self._append(CHANGE.pack(what, number, now) + body)
+
+    def _number(self, directory: Directory) -> int:
+        """What stands for a directory in this file; told when it is first needed, by its name as of now.
+
+        NOWHERE for one that was removed, which somebody still looks into.
+        """
+        number = self._numbers.get(directory)
+        if number is not None:
+            return number
+        if directory.volume.root is directory:
+            number = ROOT
+        else:
+            above = NOWHERE if directory.parent is None else self._number(directory.parent)
+            if above == NOWHERE:
+                return NOWHERE
+            number = self._next_number
+            self._next_number += 1
+            self._append(CHANGE.pack(DIRECTORY, above, number) + directory.name)
+        self._numbers[directory] = number
         return number
 
     def _append(self, body: bytes) -> None:

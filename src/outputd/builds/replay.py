@@ -19,6 +19,7 @@ from outputd.digest import Digest
 from outputd.errors import Corrupt, OutputdError
 from outputd.tree.node import EXECUTABLE_MODE, Directory, Extra, File, Local, Node, Special, Symlink, Volume
 from outputd.tree.records import Reader
+from outputd.tree.rules import is_below
 from outputd.tree.status import NotLoaded, Status
 from outputd.tree.tree import Tree
 
@@ -78,9 +79,11 @@ class Replay:
                     self.replayed.records,
                     error if isinstance(error, OutputdError) else f"{type(error).__name__} {error}",
                 )
-            # What the kernel may remember, and bytes without a name, are no matter before anybody sees the tree.
-            self._tree.stale.clear()
-            self._tree.dropped.clear()
+            self._tree.stale.clear()  # nobody has seen the tree yet
+            dropped, self._tree.dropped = self._tree.dropped, []
+            for node in dropped:
+                for _ in self._tree.dismantle(node):
+                    pass  # private files that nobody needs are swept when all is played back
             if pace.due:
                 await pace.turn()
 
@@ -95,6 +98,8 @@ class Replay:
             apply = self._apply[kind]
             body = record[j.CHANGE.size :]
             directory = self._directories[number]
+            if not is_below(directory, self._volume.root):
+                return  # it was removed, and somebody still looked into it
             # First without a task's worth of detour: nearly everything is in memory.
             try:
                 apply(directory, when, body)
