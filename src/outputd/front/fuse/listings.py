@@ -9,10 +9,12 @@ from typing import Final
 
 from outputd.digest import Digest
 from outputd.front.fuse.answers import Answers
+from outputd.tree.identity import identify_all
 from outputd.tree.node import Directory, File, Node
 from outputd.tree.tree import Tree
 from outputd.wire.fuse_abi import FOPEN_CACHE_DIR, FOPEN_KEEP_CACHE
 from outputd.wire.fuse_reply import (
+    blob_attributes,
     data_reply,
     dirent,
     dirent_size,
@@ -94,8 +96,9 @@ class Listings:
         self._answers = answers
         self._open: dict[int, _Listing] = {}
         self._next_fh = 1
-        self._split = (0, 0, 0)
-        """A time in nanoseconds, in seconds, and the rest: the one used last."""
+        self._shared = b""
+        """The attributes of the last file, which those that were staged with it share; and of what time and mode they are."""
+        self._shared_time = self._shared_mode = -1
 
     def opendir(self, unique: int, nodeid: int, uid: int, gid: int, message: memoryview, end: int) -> bytes:
         directory = self._tree.inodes[nodeid]
@@ -171,45 +174,36 @@ class Listings:
             for name, node, behind in ((b".", directory, 1), (b"..", parent, 2)):
                 self._tree.identify(node, node.parent or node)
                 if cookie < behind and (room := room - size_of(len(name))) >= 0:
-                    records.append(encode(directory, name, node, behind))
+                    records.append(encode(name, node, behind))
         children = self._tree.children(directory)
+        cookies: list[int] = []
+        names: list[bytes] = []
         for behind, name in order.behind(cookie):
-            found = children.get(name)
-            if found is None:
+            if name not in children:
                 continue
             room -= size_of(len(name))
             if room < 0:
                 break
-            records.append(encode(directory, name, found, behind))
+            cookies.append(behind)
+            names.append(name)
+        nodes = self._tree.remember_all(directory, names) if plus else identify_all(directory, names)
+        records.extend(map(encode, names, nodes, cookies))
         return data_reply(unique, b"".join(records))
 
-    def _record(self, directory: Directory, name: bytes, node: Node, cookie: int) -> bytes:
-        return dirent(node.ino or self._tree.identify(node, directory), cookie, name, node.mode)
+    def _record(self, name: bytes, node: Node, cookie: int) -> bytes:
+        return dirent(node.ino, cookie, name, node.mode)
 
-    def _record_plus(self, directory: Directory, name: bytes, node: Node, cookie: int) -> bytes:
-        """A record with attributes; counts a kernel reference, but for `.` and `..` (fuse_direntplus_link)."""
-        ino = self._tree.remember(node, directory) if cookie > 2 else node.ino
-        mtime = node.mtime
-        if (
-            isinstance(node, File)
-            and node.extra is None
-            and node.ctime == mtime
-            and isinstance(node.content, Digest)
-        ):
-            if mtime != self._split[0]:  # staged files share the time of their call
-                self._split = (mtime, *divmod(mtime, 1_000_000_000))
-            tree = self._tree
-            return direntplus_of_blob(
-                ino,
-                cookie,
-                name,
-                self._answers.validity,
-                node.content.size,
-                self._split[1],
-                self._split[2],
-                node.mode,
-                tree.uid,
-                tree.gid,
-            )
+    def _record_plus(self, name: bytes, node: Node, cookie: int) -> bytes:
+        """A record with attributes; it counts as a kernel reference, but for `.` and `..` (fuse_direntplus_link)."""
+        if isinstance(node, File) and node.extra is None:
+            content, mtime = node.content, node.mtime
+            if node.ctime == mtime and isinstance(content, Digest):
+                mode = node.mode
+                if mtime != self._shared_time or mode != self._shared_mode:
+                    self._shared_time, self._shared_mode = mtime, mode
+                    self._shared = blob_attributes(mtime, mode, self._tree.uid, self._tree.gid)
+                return direntplus_of_blob(
+                    node.ino, cookie, name, self._answers.validity, content.size, self._shared, mode
+                )
         attributes = self._answers.attributes(node)
-        return direntplus(ino, 0, self._answers.validity, attributes, ino, cookie, name, node.mode)
+        return direntplus(node.ino, 0, self._answers.validity, attributes, node.ino, cookie, name, node.mode)
