@@ -7,6 +7,7 @@ What few nodes have lies in `Extra`. Of most files nobody but their directory ev
 from __future__ import annotations
 
 import stat
+from struct import Struct
 from typing import Final, TypeAlias
 
 from outputd.digest import Digest, DigestFunction
@@ -166,6 +167,10 @@ def packed_tail(mtime: int, *, executable: bool) -> bytes:
     return (mtime >> 14 | executable).to_bytes(_TAIL)
 
 
+_LAST_EIGHT: Final = Struct(">Q").unpack_from
+_TAIL_MASK: Final = (1 << 8 * _TAIL) - 1
+
+
 class PackedFile(bytes):
     """A file that neither the kernel nor a writer holds, in place of its node: a blob with default mode and owner, one name and one
     time for all. 80 bytes with its digest, 96 once it has an inode number; what it becomes a node for sees no difference.
@@ -202,7 +207,7 @@ class PackedFile(bytes):
     @property
     def attributes(self) -> tuple[int, int, int]:
         """Mode, inode number, and the time for all."""
-        tail = int.from_bytes(self[-_TAIL:])
+        tail = _LAST_EIGHT(self, len(self) - 8)[0] & _TAIL_MASK
         return (
             EXECUTABLE_MODE if tail & _EXECUTABLE else FILE_MODE,
             int.from_bytes(self[-_NUMBERED_TAIL:-_TAIL]) if tail & _NUMBERED else 0,
@@ -227,11 +232,16 @@ class PackedFile(bytes):
 
     def unpack(self, directory: Directory, name: bytes, beside: Node | None = None) -> File:
         """The node in its place, from now on. Shares its time with the one `beside`, if that has the same."""
-        mode, ino, mtime = self.attributes
+        tail = _LAST_EIGHT(self, len(self) - 8)[0] & _TAIL_MASK
+        mtime = (tail >> 2) * GRANULE
         if beside is not None and beside.mtime == mtime:
             mtime = beside.mtime
-        file = File(mode, mtime, self.content)
-        file.ino = ino
+        mode = EXECUTABLE_MODE if tail & _EXECUTABLE else FILE_MODE
+        if tail & _NUMBERED:
+            file = File(mode, mtime, Digest(self[:-_NUMBERED_TAIL]))
+            (file.ino,) = _LAST_EIGHT(self, len(self) - _NUMBERED_TAIL)
+        else:
+            file = File(mode, mtime, Digest(self[:-_TAIL]))
         file.parent = directory
         file.name = name
         assert directory.children is not None
