@@ -43,6 +43,12 @@ class Daemon:
             fields = file.read().rsplit(")", 1)[1].split()
         return (int(fields[11]) + int(fields[12])) / _TICKS
 
+    def settle(self) -> None:
+        """Return when it has worked off what nobody waits for, as the FORGETs of a kernel that has dropped its caches."""
+        used = -1.0
+        while used != (used := self.cpu()):
+            time.sleep(0.1)
+
     def memory(self) -> int:
         """Resident bytes."""
         with open(f"/proc/{self.pid}/statm") as file:

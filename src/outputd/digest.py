@@ -10,11 +10,13 @@ import enum
 import hashlib
 import os
 from collections.abc import Callable
+from struct import Struct
 from typing import Final, Protocol
 
 from outputd.errors import Invalid
 
 _MAX_SIZE: Final = (1 << 63) - 1
+_SIZE: Final[Callable[[bytes, int], tuple[int]]] = Struct(">Q").unpack_from  # half the time of int.from_bytes
 
 
 class Hasher(Protocol):
@@ -158,7 +160,8 @@ class Digest(bytes):
     @property
     def size(self) -> int:
         """Bytes of the blob."""
-        return int.from_bytes(self[1:9])
+        (size,) = _SIZE(self, 1)
+        return size
 
     @property
     def hash(self) -> bytes:

@@ -122,6 +122,7 @@ def nodes(directory: Directory) -> Iterator[Node]:
         if isinstance(node, Directory):
             yield from nodes(node)
         else:
+            assert isinstance(node, Node)
             yield node
 
 
@@ -153,7 +154,7 @@ def check(world: World, path: str, result: Resolution, *, follow: bool) -> None:
     elif result.kind in ERRNOS:
         assert real == -ERRNOS[result.kind]
     elif real != world.alias:  # an alias is always followed: the client asks for what lies behind it
-        assert result.node is not None
+        assert isinstance(result.node, Node)
         assert isinstance(result.node, KINDS[result.kind])
         assert real == real_inode(place_of(world, result.node), follow=False)
 

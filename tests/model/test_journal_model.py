@@ -73,6 +73,7 @@ class JournalAgainstTree(TreeAgainstDirectory):
     @rule()
     def crash(self) -> None:
         self.reap()
+        self.volume.log.settle()
         tree = Tree(uid=1000, gid=1000, now=1)
         self.restarts += 1
         volume = tree.add_volume(1 + self.restarts, b"base", 1)

@@ -20,7 +20,20 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, pr
 from outputd._proto import remote_execution_pb2 as reapi
 from outputd.digest import Digest
 from outputd.tree.merkle import Sealed, seal
-from outputd.tree.node import EXECUTABLE_MODE, FILE_MODE, Directory, File, Local, Node, Special, Symlink
+from outputd.tree.node import (
+    EXECUTABLE_MODE,
+    FILE_MODE,
+    GRANULE,
+    Child,
+    Directory,
+    File,
+    Local,
+    Node,
+    PackedFile,
+    Special,
+    Symlink,
+    packable,
+)
 from outputd.tree.rules import RENAME_EXCHANGE, RENAME_NOREPLACE
 from outputd.tree.status import Status
 from outputd.tree.tree import Tree
@@ -94,7 +107,7 @@ class TreeAgainstDirectory(RuleBasedStateMachine):
     # both sides
 
     def tick(self) -> int:
-        self.now += 1
+        self.now += GRANULE // 4 + 1
         return self.now
 
     def existing(self) -> list[Path]:
@@ -244,7 +257,7 @@ class TreeAgainstDirectory(RuleBasedStateMachine):
                 real.make_directory(there)
         return directory
 
-    def place(self, path: Path, node: Node) -> bytes:
+    def place(self, path: Path, node: Child) -> bytes:
         """Put a node at a path; what stood there in the real directory is gone, and its path returned."""
         directory = self.parents(path)
         self.kept.run(lambda: self.tree.place(directory, path[-1], node, self.tick()))
@@ -253,7 +266,9 @@ class TreeAgainstDirectory(RuleBasedStateMachine):
 
     @rule(path=NEW, label=st.sampled_from([b"x", b"y"]))
     def stage(self, path: Path, label: bytes) -> None:
-        there = self.place(path, File(EXECUTABLE_MODE, self.tick(), self.blob(label)))
+        staged = PackedFile.pack(EXECUTABLE_MODE, packable(self.tick()), self.blob(label))
+        assert staged is not None
+        there = self.place(path, staged)
         real.create(there, label)
         os.chmod(there, 0o755)
 
@@ -267,7 +282,7 @@ class TreeAgainstDirectory(RuleBasedStateMachine):
         encoded = message.SerializeToString(deterministic=True)
         digest = Digest.of(SHA256, encoded)
         self.kept.directories[digest] = encoded
-        there = self.place(path, collapsed(self.volume, digest, now=self.tick()))
+        there = self.place(path, collapsed(self.volume, digest, now=packable(self.tick())))
         real.make_directory(there)
         for name, label in STAGED.items():
             real.create(there + b"/" + name, label)
@@ -345,6 +360,15 @@ class TreeAgainstDirectory(RuleBasedStateMachine):
         found = self.find(path)
         if found is not None:
             self.tree.remember(found[1], found[0])
+
+    @rule(path=OLD | st.just(()))
+    def list(self, path: Path) -> None:
+        """What a READDIRPLUS does."""
+        directory = self.directory(path)
+        if isinstance(directory, Directory):
+            names = self.kept.run(lambda: sorted(self.tree.children(directory)))
+            found = self.tree.remember_all(directory, names)
+            assert [self.lookup(directory, name) for name in names] == found
 
     @precondition(lambda self: len(self.tree.inodes) > 1)
     @rule(data=st.data())
@@ -443,6 +467,12 @@ class TreeAgainstDirectory(RuleBasedStateMachine):
                     if self.subdirectories_count and node.children is not None:
                         assert node.nlink == found.st_nlink
                     continue
+                if isinstance(node, PackedFile):
+                    assert (node.ino or -1) not in self.tree.inodes
+                    assert node.mode == found.st_mode
+                    assert real.content(there) == self.label(node)
+                    assert not exact or found.st_nlink == 1
+                    continue
                 assert inodes.setdefault(found.st_ino, node) is node
                 assert node.nlink >= found.st_nlink
                 if exact:
@@ -454,8 +484,8 @@ class TreeAgainstDirectory(RuleBasedStateMachine):
                     assert real.content(there) == expected
         assert len(set(inodes.values())) == len(inodes)
 
-    def label(self, node: Node) -> bytes:
-        assert isinstance(node, File)
+    def label(self, node: Child) -> bytes:
+        assert isinstance(node, File | PackedFile)
         if isinstance(node.content, Local):
             assert node.content.key not in self.freed
             return self.labels[node.content.key]

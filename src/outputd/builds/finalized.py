@@ -14,7 +14,7 @@ from outputd.builds.pace import Pace
 from outputd.digest import Digest
 from outputd.drive.loader import Loader
 from outputd.errors import Corrupt, NotFound
-from outputd.tree.node import Directory, File, Node, Symlink
+from outputd.tree.node import Child, Directory, File, PackedFile, Symlink
 
 _ENTRY: Final = struct.Struct("<II")  # length of what stood there, length of the path
 _FILE: Final = b"f"
@@ -106,15 +106,15 @@ class _Parents:
         self._root = root
         self._loader = loader
         self._path = b""
-        self._entries: Mapping[bytes, Node] | None = None
+        self._entries: Mapping[bytes, Child] | None = None
 
-    async def entries(self, path: bytes) -> Mapping[bytes, Node]:
+    async def entries(self, path: bytes) -> Mapping[bytes, Child]:
         """None of a directory that is none, or cannot be read for good."""
         if self._entries is None or path != self._path:
             self._path, self._entries = path, await self._walk(path.split(b"/") if path else [])
         return self._entries
 
-    async def _walk(self, names: list[bytes]) -> Mapping[bytes, Node]:
+    async def _walk(self, names: list[bytes]) -> Mapping[bytes, Child]:
         directory = self._root
         try:
             for name in names:
@@ -131,9 +131,9 @@ def _names(path: bytes) -> list[bytes]:
     return [name for name in path.split(b"/") if name not in (b"", b".")]
 
 
-def _look_up(root: Directory, names: list[bytes]) -> Node | None:
+def _look_up(root: Directory, names: list[bytes]) -> Child | None:
     """What stands at a plain path, as far as it is in memory."""
-    node: Node | None = root
+    node: Child | None = root
     for name in names:
         if not isinstance(node, Directory) or node.children is None:
             return None
@@ -141,8 +141,8 @@ def _look_up(root: Directory, names: list[bytes]) -> Node | None:
     return node
 
 
-def _what(node: Node) -> bytes:
-    if isinstance(node, File) and isinstance(node.content, Digest):
+def _what(node: Child) -> bytes:
+    if isinstance(node, File | PackedFile) and isinstance(node.content, Digest):
         return _FILE + node.content
     if isinstance(node, Symlink):
         return _SYMLINK + node.target

@@ -21,7 +21,7 @@ import sys
 import time
 import uuid
 import zlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Any, Final
@@ -29,7 +29,7 @@ from typing import Any, Final
 from outputd.digest import Digest
 from outputd.disk.disk import Disk
 from outputd.errors import Corrupt, Exhausted, OutputdError, Unavailable
-from outputd.tree.node import Directory, File, Local, Node
+from outputd.tree.node import Child, Directory, File, Local, Node, PackedFile
 from outputd.tree.records import encode_leftover
 
 _log = logging.getLogger(__name__)
@@ -39,6 +39,7 @@ _RECORDS_FROM: Final = 64
 """Where the first record begins."""
 RECORD: Final = struct.Struct("<II")  # length of what follows, CRC-32 of it
 CHANGE: Final = struct.Struct("<BIq")  # what, number of the directory, nanoseconds since 1970
+STAGING: Final = struct.Struct("<IB")  # files, bytes of each packed one
 NAME: Final = struct.Struct("<H")
 MOVE: Final = struct.Struct("<IIHH")  # flags, number of the target directory, lengths of the two names
 
@@ -106,6 +107,12 @@ class Journal:
         self._closed = False
         self._numbers: dict[Directory, int] = {}
         self._next_number = ROOT + 1
+        self._staged_in: Directory | None = None
+        """The directory of the packed files below, which one record will say."""
+        self._staged_at = 0
+        self._staged_size = 0
+        self._staged_names: list[bytes] = []
+        self._staged: list[PackedFile] = []
 
     def create(self) -> None:
         """Make the file now. Raises Exhausted or Unavailable."""
@@ -127,6 +134,7 @@ class Journal:
 
     def close(self) -> None:
         """Take nothing more. The file stays."""
+        self.settle()
         self._closed = True
         self._numbers.clear()
         if self._map is not None:
@@ -153,6 +161,7 @@ class Journal:
 
     def note(self, facts: dict[str, Any]) -> None:
         """Facts about the output base and its build, to replace those of the same names."""
+        self.settle()
         self._append(bytes((FACTS,)) + json.dumps(facts).encode())
 
     def finalized(self, entries: bytes) -> None:
@@ -174,14 +183,18 @@ class Journal:
             self._try_to_grow(0)
         return not self._refused
 
-    def entered(self, directory: Directory, name: bytes, node: Node, now: int) -> None:
-        self._change(ENTERED, directory, now, _entry(name, node))
+    def entered(self, directory: Directory, name: bytes, child: Child, now: int) -> None:
+        if isinstance(child, PackedFile):
+            if directory is not self._staged_in or now != self._staged_at or len(child) != self._staged_size:
+                self.settle()
+                self._staged_in, self._staged_at, self._staged_size = directory, now, len(child)
+            self._staged_names.append(name)
+            self._staged.append(child)
+        else:
+            self._change(ENTERED, directory, now, _entry(name, child))
 
     def renewed(self, directory: Directory, name: bytes, node: Node) -> None:
         self._change(RENEWED, directory, 0, _entry(name, node))
-
-    def staged(self, directory: Directory, name: bytes, digest: Digest, now: int) -> None:
-        self._change(STAGED, directory, now, NAME.pack(len(name)) + name + digest)
 
     def linked(self, node: Node, directory: Directory, name: bytes, now: int) -> None:
         if node.parent is None:
@@ -211,8 +224,8 @@ class Journal:
         elif directory is not None:
             self._change(CHANGED, directory, 0, _entry(node.name, node))
 
-    def identified(self, directory: Directory, node: Node) -> None:
-        self._change(IDENTIFIED, directory, node.ino, node.name)
+    def identified(self, directory: Directory, first: int, names: Sequence[bytes]) -> None:
+        self._change(IDENTIFIED, directory, first, b"/".join(names))
 
     def adopting(self, file: File, digest: Digest) -> None:
         assert isinstance(file.content, Local)
@@ -220,9 +233,20 @@ class Journal:
             body = NAME.pack(len(file.name)) + file.name + digest
             self._change(ADOPTING, file.parent, file.content.key, body)
 
+    def settle(self) -> None:
+        directory = self._staged_in
+        if directory is not None:
+            names, files = self._staged_names, self._staged
+            self._staged_in, self._staged_names, self._staged = None, [], []
+            head = STAGING.pack(len(names), self._staged_size)
+            body = b"".join((head, bytes(map(len, names)), *names, *files))
+            self._change(STAGED, directory, self._staged_at, body)
+
     # within
 
     def _change(self, what: int, directory: Directory, now: int, body: bytes) -> None:
+        if self._staged_in is not None:
+            self.settle()
         number = self._numbers.get(directory)
         if number is None:
             number = self._number(directory)
@@ -324,7 +348,7 @@ def facts_of(record: bytes) -> dict[str, Any]:
     return facts
 
 
-def _entry(name: bytes, node: Node) -> bytes:
+def _entry(name: bytes, node: Child) -> bytes:
     if isinstance(node, Directory):
         if node.children is not None:
             return encode_leftover(name, node)

@@ -17,7 +17,7 @@ from outputd.digest import Digest
 from outputd.drive.loader import Loader
 from outputd.errors import Corrupt, NotFound
 from outputd.store.base import BlobStore
-from outputd.tree.node import DIRECTORY_MODE, Directory, File, Node, Volume
+from outputd.tree.node import DIRECTORY_MODE, Child, Directory, File, PackedFile, Volume
 
 _log = logging.getLogger(__name__)
 
@@ -87,7 +87,7 @@ class _Survey:
         while stack:
             place, holder = stack.pop()
             if isinstance(place, Directory) and place.children is not None:
-                children: Mapping[bytes, Node] = place.children
+                children: Mapping[bytes, Child] = place.children
                 here = None
             else:
                 here = _Collapsed.of(place) if isinstance(place, Directory) else place
@@ -102,9 +102,10 @@ class _Survey:
                     continue
                 children = found
             for index, node in enumerate(list(children.values()), 1):
-                if isinstance(node, File):
-                    if isinstance(node.content, Digest):
-                        self.files.add(node.content)
+                if isinstance(node, File | PackedFile):
+                    content = node.content
+                    if isinstance(content, Digest):
+                        self.files.add(content)
                 elif isinstance(node, Directory):
                     # Not the node of a collapsed one: it would keep all entries beside it in memory.
                     stack.append((node if here is None else _Collapsed.of(node), here))
@@ -132,9 +133,9 @@ class _Survey:
 
     async def _lacks_file(self, place: _Collapsed, missing: set[Digest]) -> bool:
         children = await self._entries(place) or {}
-        return any(isinstance(node, File) and node.content in missing for node in children.values())
+        return any(_holds(child, missing) for child in children.values())
 
-    async def _entries(self, place: _Collapsed) -> Mapping[bytes, Node] | None:
+    async def _entries(self, place: _Collapsed) -> Mapping[bytes, Child] | None:
         """None when they are gone."""
         try:
             return await self._loader.peek(place.directory(self._root.volume))
@@ -175,7 +176,7 @@ async def _withdraw(
         for index, (name, node) in enumerate(list(directory.children.items()), 1):
             if isinstance(node, Directory):
                 stack.append(node)
-            elif isinstance(node, File) and node.content in missing and directory.children.get(name) is node:
+            elif _holds(node, missing) and _holds(directory.children.get(name), missing):  # still
                 changes.tree.withdraw(directory, name, now)
                 files += 1
             if index % _STRIDE == 0 and pace.due:
@@ -185,3 +186,7 @@ async def _withdraw(
         if pace.due:
             await pace.turn()
     return Withdrawn(files, directories)
+
+
+def _holds(child: Child | None, missing: set[Digest]) -> bool:
+    return isinstance(child, File | PackedFile) and child.content in missing

@@ -17,7 +17,19 @@ from outputd.builds.loading import Loading
 from outputd.builds.pace import Pace
 from outputd.digest import Digest
 from outputd.errors import Corrupt, OutputdError
-from outputd.tree.node import EXECUTABLE_MODE, Directory, Extra, File, Local, Node, Special, Symlink, Volume
+from outputd.tree.node import (
+    Directory,
+    Extra,
+    File,
+    Local,
+    Node,
+    PackedFile,
+    Special,
+    Symlink,
+    Volume,
+    repack,
+)
+from outputd.tree.outdate import outdate_record
 from outputd.tree.records import Reader
 from outputd.tree.rules import is_below
 from outputd.tree.status import NotLoaded, Status
@@ -128,8 +140,14 @@ class Replay:
 
     def _staged(self, directory: Directory, now: int, body: bytes) -> None:
         _need(directory)
-        name, digest = _named_digest(body)
-        self._tree.place(directory, name, File(EXECUTABLE_MODE, now, digest), now)
+        count, size = j.STAGING.unpack_from(body)
+        at = j.STAGING.size + count
+        lengths = body[j.STAGING.size : at]
+        files = at + sum(lengths)
+        for length in lengths:
+            name, at = body[at : at + length], at + length
+            self._tree.place(directory, name, PackedFile(body[files : files + size]), now)
+            files += size
 
     def _linked(self, directory: Directory, now: int, body: bytes) -> None:
         _, number, length, _ = j.MOVE.unpack_from(body)
@@ -174,10 +192,13 @@ class Replay:
         elif isinstance(node, Symlink | Special | Directory):
             self._tree.outdate_attributes(node)
 
-    def _identified(self, directory: Directory, ino: int, name: bytes) -> None:
-        node = self._node(directory, name)
-        node.ino = ino
-        self._tree.outdate_attributes(node)
+    def _identified(self, directory: Directory, first: int, names: bytes) -> None:
+        for ino, name in enumerate(names.split(b"/"), first):
+            node = self._node(directory, name)
+            node.ino = ino
+            if isinstance(node, File):
+                repack(node)
+        outdate_record(directory)
 
     def _adopting(self, directory: Directory, key: int, body: bytes) -> None:
         name, digest = _named_digest(body)

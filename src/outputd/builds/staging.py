@@ -25,6 +25,9 @@ from outputd.tree.node import (
     NO_RECORD,
     Directory,
     File,
+    PackedFile,
+    packable,
+    packed_tail,
 )
 from outputd.tree.resolve import creating_path
 from outputd.tree.status import NotLoaded
@@ -69,7 +72,8 @@ class Staging:
         self._blobs = blobs
         self._local_only = local_only
         self._max_tree_bytes = max_tree_bytes
-        self._now = now
+        self._now = packable(now)
+        self._tail = packed_tail(self._now, executable=True)
         self._parents: dict[bytes, Directory] = {}
         """Directories by the text of the paths that lead there, with the last slash. True only until the next `await`, or until
         a directory is replaced."""
@@ -105,6 +109,7 @@ class Staging:
                 results.append(None)
             else:
                 results.append(await self._place_any(path, artifact, absent))
+        self._build.base.volume.log.settle()
         self._changes.note()
         return results
 
@@ -174,15 +179,15 @@ class Staging:
         old = directory.children.get(name)
         if old is not None:
             if (
-                isinstance(old, File)
+                isinstance(old, File | PackedFile)
                 and old.content == digest
                 and old.mode in _KEPT_MODES
                 and old.extra is None
             ):
-                return  # the same node with the same times: for the client nothing has happened
+                return  # the same file with the same times: for the client nothing has happened
             if isinstance(old, Directory):
                 self._parents.clear()
-        self._changes.tree.place(directory, name, File(EXECUTABLE_MODE, self._now, digest), self._now)
+        self._changes.tree.place(directory, name, PackedFile(digest + self._tail), self._now)
 
     def _place_directory(self, directory: Directory, name: bytes, reference: TreeReference) -> None:
         made = Directory(DIRECTORY_MODE, self._now, directory.volume)

@@ -16,7 +16,7 @@ from outputd.builds.output_base import Build
 from outputd.digest import Digest
 from outputd.drive.ingest import Ingest
 from outputd.errors import Invalid, OutputdError
-from outputd.tree.node import File, Local, Symlink
+from outputd.tree.node import Child, Directory, File, Local, PackedFile, Symlink
 from outputd.tree.resolve import Kind, Resolution, Resolver
 from outputd.tree.status import NotLoaded
 
@@ -47,8 +47,6 @@ Stat: TypeAlias = "Digest | Target | Known"
 _WORDS: Final = {
     Kind.ABSENT: Known.ABSENT,
     Kind.NOT_DIRECTORY: Known.ABSENT,  # as for POSIX callers: ENOTDIR means there is nothing
-    Kind.DIRECTORY: Known.DIRECTORY,
-    Kind.SPECIAL: Known.OTHER,
     Kind.LOOP: Known.OTHER,
     Kind.EXTERNAL: Known.OTHER,
 }
@@ -72,38 +70,44 @@ class Stats:
         self._build.check()
         stats: list[Stat] = []
         unhashed: list[tuple[int, File]] = []
-        resolve = self._resolver.resolve
+        find = self._resolver.find
         function = self._build.function
         for path in paths:
             try:
-                found = resolve(path)
+                found = find(path)
             except (NotLoaded, Invalid):
-                loaded = await self._resolve(path)
+                loaded = await self._find(path)
                 self._build.check()
                 if loaded is None:
                     stats.append(Known.OTHER)
                     continue
                 found = loaded
-            node = found.node
-            if isinstance(node, File):
-                content = node.content
+            if isinstance(found, Resolution):
+                if found.node is None:
+                    stats.append(_WORDS[found.kind])
+                    continue
+                found = found.node
+            if isinstance(found, PackedFile):
+                stats.append(found.content if found[0] == function else Known.FILE)
+            elif isinstance(found, File):
+                content = found.content
                 if isinstance(content, Local):
-                    unhashed.append((len(stats), node))
+                    unhashed.append((len(stats), found))
                     stats.append(Known.FILE)
                 else:
                     stats.append(content if content[0] == function else Known.FILE)
-            elif isinstance(node, Symlink):
-                stats.append(Target(node.target))
+            elif isinstance(found, Symlink):
+                stats.append(Target(found.target))
             else:
-                stats.append(_WORDS[found.kind])
+                stats.append(Known.DIRECTORY if isinstance(found, Directory) else Known.OTHER)
         if unhashed:
             await self._hash(unhashed, stats)
         return stats
 
-    async def _resolve(self, path: bytes) -> Resolution | None:
+    async def _find(self, path: bytes) -> Child | Resolution | None:
         """For a path that needs loading, or is none."""
         try:
-            found = await self._loading.run(lambda: self._resolver.resolve(path))
+            found = await self._loading.run(lambda: self._resolver.find(path))
         except Invalid as error:
             _log.debug("stat: %s", error)
             return None

@@ -12,7 +12,7 @@ from collections.abc import Iterator
 from typing import Final, NamedTuple
 
 from outputd.errors import Corrupt
-from outputd.tree.node import Directory, File, Local, Node
+from outputd.tree.node import Child, Directory, File, Local
 from outputd.tree.status import NotLoaded
 
 _ENTRY: Final = struct.Struct("<QI")  # key, length of the path
@@ -69,7 +69,7 @@ def decode(data: bytes) -> list[Unfinished]:
 
 def file_at(root: Directory, file: Unfinished) -> tuple[Directory, File] | None:
     """The node in question and the directory it is in, or None where something else is by now. Raises NotLoaded."""
-    node: Node | None = root
+    node: Child | None = root
     directory = root
     for name in file.path:
         if not isinstance(node, Directory):

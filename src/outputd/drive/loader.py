@@ -15,7 +15,7 @@ from outputd.drive.flights import Flights
 from outputd.errors import Corrupt, Invalid, NotFound, TimedOut
 from outputd.store.base import BlobStore
 from outputd.tree.expand import Listing, expand
-from outputd.tree.node import NO_RECORD, Directory, Node, Volume
+from outputd.tree.node import NO_RECORD, Child, Directory, Volume
 
 _log = logging.getLogger(__name__)
 
@@ -84,8 +84,8 @@ class Loader:
             self._objects.keep_directories(messages)
         return root
 
-    async def peek(self, directory: Directory) -> Mapping[bytes, Node]:
-        """The entries of a directory without expanding it; those of a collapsed one as nodes that lie in no tree. As `load`."""
+    async def peek(self, directory: Directory) -> Mapping[bytes, Child]:
+        """The entries of a directory without expanding it; those of a collapsed one lie in no tree. As `load`."""
         if directory.children is not None:
             return directory.children
         brought = await self._bring(directory)

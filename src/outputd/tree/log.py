@@ -6,11 +6,12 @@ on a tree which was in the same state before (builds/replay.py). What nobody has
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Final, Protocol
 
 if TYPE_CHECKING:
     from outputd.digest import Digest
-    from outputd.tree.node import Directory, File, Node
+    from outputd.tree.node import Child, Directory, File, Node
 
 
 class Log(Protocol):
@@ -20,14 +21,11 @@ class Log(Protocol):
     def room(self) -> bool:
         """Whether more can be taken. While it is false, changes that add something are refused (ENOSPC)."""
 
-    def entered(self, directory: Directory, name: bytes, node: Node, now: int) -> None:
-        """A new node stands at a name, whatever stood there; the directory has the time `now`."""
+    def entered(self, directory: Directory, name: bytes, child: Child, now: int) -> None:
+        """A new file or node stands at a name, whatever stood there; the directory has the time `now`."""
 
     def renewed(self, directory: Directory, name: bytes, node: Node) -> None:
         """The same, and the directory's times are as before."""
-
-    def staged(self, directory: Directory, name: bytes, digest: Digest, now: int) -> None:
-        """`entered`, of a CAS file with the mode and the times that staging gives."""
 
     def linked(self, node: Node, directory: Directory, name: bytes, now: int) -> None:
         """A node is about to get one more name."""
@@ -46,11 +44,15 @@ class Log(Protocol):
     def changed(self, node: Node) -> None:
         """Attributes of a node, or a file's content, are what they are now."""
 
-    def identified(self, directory: Directory, node: Node) -> None:
-        """A node of `directory` has got its inode number."""
+    def identified(self, directory: Directory, first: int, names: Sequence[bytes]) -> None:
+        """What stands at these names of `directory` has got inode numbers, `first` and those after it."""
 
     def adopting(self, file: File, digest: Digest) -> None:
         """A file's local bytes are about to become a blob."""
+
+    def settle(self) -> None:
+        """What was told so far is kept when this returns. To be called before many changes by one request are answered; all but
+        packed files are kept at once."""
 
 
 class Unlogged:
@@ -60,13 +62,10 @@ class Unlogged:
 
     room: Final = True
 
-    def entered(self, directory: Directory, name: bytes, node: Node, now: int) -> None:
+    def entered(self, directory: Directory, name: bytes, child: Child, now: int) -> None:
         pass
 
     def renewed(self, directory: Directory, name: bytes, node: Node) -> None:
-        pass
-
-    def staged(self, directory: Directory, name: bytes, digest: Digest, now: int) -> None:
         pass
 
     def linked(self, node: Node, directory: Directory, name: bytes, now: int) -> None:
@@ -86,10 +85,13 @@ class Unlogged:
     def changed(self, node: Node) -> None:
         pass
 
-    def identified(self, directory: Directory, node: Node) -> None:
+    def identified(self, directory: Directory, first: int, names: Sequence[bytes]) -> None:
         pass
 
     def adopting(self, file: File, digest: Digest) -> None:
+        pass
+
+    def settle(self) -> None:
         pass
 
 

@@ -7,12 +7,18 @@ room imports no protobuf. Attributes that the message cannot say go to a record 
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from typing import NamedTuple, Protocol
+from bisect import bisect_left
+from collections.abc import Generator, Iterator, Mapping
+from typing import Final, NamedTuple, Protocol
 
 from outputd.digest import Digest, DigestFunction
-from outputd.tree.node import NO_RECORD, Directory, File, Local, Node, Symlink
-from outputd.tree.records import encode_leftover, encode_record, record_digest
+from outputd.tree.node import NO_RECORD, Directory, File, Local, PackedFile, Symlink
+from outputd.tree.records import Columns, encode_leftover, encode_record, record_digest
+
+_SLICE: Final = 256
+"""Entries of a large directory between two steps: below a millisecond."""
+_PATIENCE: Final = 3
+"""Times that a directory may change while it is sealed in slices; after that it is sealed in one, or that might never end."""
 
 
 class Sink(Protocol):
@@ -30,13 +36,16 @@ class Sealed(NamedTuple):
 
 
 def seal(root: Directory, function: DigestFunction, sink: Sink) -> Iterator[int | Sealed]:
-    """Seal everything outdated at and below `root`; yields the number of entries after each directory, at last the result.
+    """Seal everything outdated at and below `root`; yields after each directory, and within large ones, how many entries that
+    were, at last the result.
 
     The tree may change between two steps: what was outdated again meanwhile is sealed again before its parent is. A file that is
     still local enters the record as what it is, and leaves the digests above it unknown. Directories that `Tree.lacking` names are
     to be loaded before. One pass at a time: where local files lie, two would undo each other's work.
     """
     volatile: dict[Directory, Sealed] = {}
+    changed: dict[Directory, int] = {}
+    """How often large directories have changed while they were sealed."""
     stack = [root]
     while stack:
         directory = stack[-1]
@@ -47,16 +56,25 @@ def seal(root: Directory, function: DigestFunction, sink: Sink) -> Iterator[int 
                 yield known
             continue
         assert directory.children is not None
-        open_below = [
-            child
-            for child in directory.children.values()
-            if isinstance(child, Directory) and _state(child, volatile) is None
-        ]
-        if open_below:
-            stack.extend(open_below)
+        if directory.subdirectories:
+            open_below = [
+                child
+                for child in directory.children.values()
+                if isinstance(child, Directory) and _state(child, volatile) is None
+            ]
+            if open_below:
+                stack.extend(open_below)
+                continue
+        work = _seal_one(directory, function, volatile, sink)
+        if len(directory.children) <= _SLICE or changed.get(directory, 0) >= _PATIENCE:
+            outcome: _Outcome | None = _last(work)
+        else:
+            outcome = yield from _while_unchanged(work, directory)
+        if outcome is None:
+            changed[directory] = changed.get(directory, 0) + 1
             continue
         stack.pop()
-        sealed, lasting = _seal_one(directory, directory.children, function, volatile, sink)
+        sealed, lasting = outcome
         # A digest that does not last stays unknown. The record is set in any case: a change clears it.
         directory.digest = sealed.digest if lasting else None
         directory.record = sealed.record
@@ -66,6 +84,35 @@ def seal(root: Directory, function: DigestFunction, sink: Sink) -> Iterator[int 
         if not lasting:
             volatile[directory] = sealed
         yield len(directory.children)
+
+
+_Outcome = tuple[Sealed, bool]
+"""The seal of one directory, and whether it lasts until something changes."""
+
+
+def _last(work: Generator[None, None, _Outcome]) -> _Outcome:
+    while True:
+        try:
+            next(work)
+        except StopIteration as end:
+            outcome: _Outcome = end.value
+            return outcome
+
+
+def _while_unchanged(
+    work: Generator[None, None, _Outcome], directory: Directory
+) -> Generator[int, None, _Outcome | None]:
+    """Do the work step by step; None, and nothing was done, if the directory or something below has changed meanwhile."""
+    mark = directory.record = bytes(2)  # an object of its own, which every change takes away
+    while True:
+        try:
+            next(work)
+        except StopIteration as end:
+            outcome: _Outcome = end.value
+            return outcome
+        yield _SLICE
+        if directory.record is not mark:
+            return None
 
 
 def _state(directory: Directory, volatile: dict[Directory, Sealed]) -> Sealed | None:
@@ -81,63 +128,98 @@ def _state(directory: Directory, volatile: dict[Directory, Sealed]) -> Sealed | 
 
 
 def _seal_one(
-    directory: Directory,
-    children: dict[bytes, Node],
-    function: DigestFunction,
-    volatile: dict[Directory, Sealed],
-    sink: Sink,
-) -> tuple[Sealed, bool]:
-    """The seal of one directory whose subdirectories are sealed, and whether it lasts until something changes."""
+    directory: Directory, function: DigestFunction, volatile: dict[Directory, Sealed], sink: Sink
+) -> Generator[None, None, _Outcome]:
+    """Seal one directory whose subdirectories are sealed, in steps; to be given up when it has changed between two."""
     lasting = True
     links = False
-    files: list[bytes] = []
-    directories: list[bytes] = []
-    symlinks: list[bytes] = []
-    listed: list[list[Node]] = [[], [], []]
+    messages: tuple[list[bytes], list[bytes], list[bytes]] = ([], [], [])
+    files, directories, symlinks = columns = (Columns(), Columns(), Columns())
     below: list[bytes] = []
     leftovers: list[bytes] = []
-    for name, node in sorted(children.items()):
-        utf8 = is_utf8(name)
-        if node.extra is not None and node.extra.nlink > 1:
-            links = True
-        if isinstance(node, File):
-            content = node.content
-            if isinstance(content, Local):
-                lasting = False
-                leftovers.append(encode_leftover(name, node))
-            elif not utf8 or content[0] != function:
-                leftovers.append(encode_leftover(name, node))
+    children = directory.children
+    assert children is not None
+    for portion in _in_order(children):
+        file_nodes: list[bytes] = []
+        directory_nodes: list[bytes] = []
+        symlink_nodes: list[bytes] = []
+        for name in portion:
+            child = children[name]
+            utf8 = is_utf8(name)
+            if isinstance(child, PackedFile):
+                if utf8 and child[0] == function:
+                    file_nodes.append(_file_node(name, child.content, bool(child.mode & 0o100)))
+                    files.add_packed(child)
+                else:
+                    leftovers.append(encode_leftover(name, child))
+                continue
+            if child.extra is not None and child.extra.nlink > 1:
+                links = True
+            if isinstance(child, File):
+                content = child.content
+                if isinstance(content, Local):
+                    lasting = False
+                    leftovers.append(encode_leftover(name, child))
+                elif not utf8 or content[0] != function:
+                    leftovers.append(encode_leftover(name, child))
+                else:
+                    file_nodes.append(_file_node(name, content, bool(child.mode & 0o100)))
+                    files.add(child)
+            elif isinstance(child, Directory):
+                sealed = _state(child, volatile)
+                assert sealed is not None
+                lasting = lasting and (child.digest is not None or child.children is None)
+                links = links or child.links
+                if not utf8 or not sealed.digest or sealed.digest[0] != function:
+                    leftovers.append(encode_leftover(name, child, *sealed))
+                else:
+                    directory_nodes.append(
+                        _field(0x12, _field(0x0A, name) + _field(0x12, digest_message(sealed.digest)))
+                    )
+                    directories.add(child)
+                    below.append(sealed.record)
+            elif isinstance(child, Symlink) and utf8 and is_utf8(child.target):
+                symlink_nodes.append(_field(0x1A, _field(0x0A, name) + _field(0x12, child.target)))
+                symlinks.add(child)
             else:
-                files.append(_file_node(name, content, bool(node.mode & 0o100)))
-                listed[0].append(node)
-        elif isinstance(node, Directory):
-            sealed = _state(node, volatile)
-            assert sealed is not None
-            lasting = lasting and (node.digest is not None or node.children is None)
-            links = links or node.links
-            if not utf8 or not sealed.digest or sealed.digest[0] != function:
-                leftovers.append(encode_leftover(name, node, *sealed))
-            else:
-                directories.append(
-                    _field(0x12, _field(0x0A, name) + _field(0x12, digest_message(sealed.digest)))
-                )
-                listed[1].append(node)
-                below.append(sealed.record)
-        elif isinstance(node, Symlink) and utf8 and is_utf8(node.target):
-            symlinks.append(_field(0x1A, _field(0x0A, name) + _field(0x12, node.target)))
-            listed[2].append(node)
-        else:
-            leftovers.append(encode_leftover(name, node))
+                leftovers.append(encode_leftover(name, child))
+        for parts, nodes in zip(messages, (file_nodes, directory_nodes, symlink_nodes), strict=True):
+            parts.append(b"".join(nodes))
+        yield
+    hasher = function.hasher()
+    for parts in messages:
+        for part in parts:
+            hasher.update(part)
+            yield
+    message = b"".join([part for parts in messages for part in parts])
+    digest = Digest.make(function, hasher.digest(), len(message))
+    record = yield from encode_record(directory, columns, below, leftovers)
     directory.links = links
-    message = b"".join(files) + b"".join(directories) + b"".join(symlinks)
-    digest = Digest.of(function, message)
     sink.directory(digest, message)
-    record = encode_record(directory, listed, below, leftovers)
     if not record:
         return Sealed(digest, NO_RECORD), lasting
     record_key = record_digest(record)
     sink.record(record_key, record)
     return Sealed(digest, record_key), lasting
+
+
+def _in_order(names: Mapping[bytes, object]) -> Iterator[list[bytes]]:
+    """The names in order, in portions of about _SLICE. Those of a large directory come to their portions first, and meanwhile
+    there are empty ones: to sort 100,000 names takes 30 ms at a stretch.
+    """
+    if len(names) <= _SLICE:
+        yield sorted(names)
+        return
+    unsorted = list(names)
+    borders = sorted(unsorted[:: max(1, _SLICE // 8)])[8::8]
+    buckets: list[list[bytes]] = [[] for _ in range(len(borders) + 1)]
+    for start in range(0, len(unsorted), 8 * _SLICE):
+        for name in unsorted[start : start + 8 * _SLICE]:
+            buckets[bisect_left(borders, name)].append(name)
+        yield []
+    for bucket in buckets:
+        bucket.sort()
+        yield bucket
 
 
 def is_utf8(name: bytes) -> bool:

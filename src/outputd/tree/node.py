@@ -1,13 +1,14 @@
 """Nodes of the tree: what a file, directory, symlink or special file is in memory. Behaviour that spans nodes is in tree.py.
 
-A tree holds a node for every name of every expanded directory, so these are plain classes with `__slots__`: 112 bytes for a file
-beside its digest and name. What few nodes have lies in `Extra`.
+A tree may hold millions of files, so these are plain classes with `__slots__`: 112 bytes for a file beside its digest and name.
+What few nodes have lies in `Extra`. Of most files nobody but their directory ever knows: those are no nodes at all (`PackedFile`).
 """
 
 from __future__ import annotations
 
 import stat
-from typing import Final
+from struct import Struct
+from typing import Final, TypeAlias
 
 from outputd.digest import Digest, DigestFunction
 from outputd.tree.log import UNLOGGED, Log
@@ -112,7 +113,15 @@ class File(Node):
     __slots__ = ("content",)
 
     def __init__(self, mode: int, now: int, content: Digest | Local) -> None:
-        Node.__init__(self, mode, now)
+        # Node.__init__ spelled out: a listing makes one for each of its entries.
+        self.parent = None
+        self.name = b""
+        self.ino = 0
+        self.lookups = 0
+        self.mode = mode
+        self.mtime = now
+        self.ctime = now
+        self.extra = None
         self.content = content
 
     @property
@@ -135,6 +144,124 @@ class File(Node):
 def full_blocks(size: int) -> int:
     """Units of 512 bytes that a file without holes takes on ext4."""
     return (size + 4095 >> 12) << 3
+
+
+GRANULE: Final = 1 << 16
+"""Nanoseconds of which the times of a packed file are multiples; ext4's own clock moves in steps of milliseconds."""
+_LATEST: Final = (1 << 62) - GRANULE
+"""The last time that a packed file can have, in the year 2116; the first is 1970."""
+_NUMBERED: Final = 2
+_EXECUTABLE: Final = 1
+_TAIL: Final = 6
+"""Bytes behind the digest: in 48 bits, big-endian, the time in granules since 1970, _NUMBERED and _EXECUTABLE."""
+_NUMBERED_TAIL: Final = 8 + _TAIL
+"""With _NUMBERED an inode number of eight bytes stands before that."""
+
+
+def packable(now: int) -> int:
+    """The last time not after `now` that a packed file can have; nanoseconds since 1970."""
+    return max(0, min(now & -GRANULE, _LATEST))
+
+
+def packed_tail(mtime: int, *, executable: bool) -> bytes:
+    """What stands behind the digest of a packed file that has no inode number. The time must be packable."""
+    return (mtime >> 14 | executable).to_bytes(_TAIL)
+
+
+_LAST_EIGHT: Final = Struct(">Q").unpack_from
+_TAIL_MASK: Final = (1 << 8 * _TAIL) - 1
+
+
+class PackedFile(bytes):
+    """A file that neither the kernel nor a writer holds, in place of its node: a blob with default mode and owner, one name and one
+    time for all. 80 bytes with its digest, 96 once it has an inode number; what it becomes a node for sees no difference.
+
+    It can be read as a `File` can. The six bytes behind the digest cost nothing: the allocator rounds a SHA-256 digest up to them.
+    Immutable, and nothing for the garbage collector to look at; nor is a directory's table that holds only these.
+    """
+
+    __slots__ = ()
+
+    extra: Final = None
+    lookups: Final = 0
+    nlink: Final = 1
+
+    @classmethod
+    def pack(cls, mode: int, mtime: int, content: Digest, ino: int = 0) -> PackedFile | None:
+        """None where mode or time cannot be said this way. The ctime is the mtime."""
+        if mode not in (EXECUTABLE_MODE, FILE_MODE) or mtime != packable(mtime):
+            return None
+        tail = mtime >> 14 | (mode == EXECUTABLE_MODE)
+        if ino:
+            return cls(content + ino.to_bytes(8) + (tail | _NUMBERED).to_bytes(_TAIL))
+        return cls(content + tail.to_bytes(_TAIL))
+
+    @property
+    def content(self) -> Digest:
+        return Digest(self[: -_NUMBERED_TAIL if self[-1] & _NUMBERED else -_TAIL])
+
+    @property
+    def size(self) -> int:
+        """Bytes."""
+        return self.content.size
+
+    @property
+    def attributes(self) -> tuple[int, int, int]:
+        """Mode, inode number, and the time for all."""
+        tail = _LAST_EIGHT(self, len(self) - 8)[0] & _TAIL_MASK
+        return (
+            EXECUTABLE_MODE if tail & _EXECUTABLE else FILE_MODE,
+            int.from_bytes(self[-_NUMBERED_TAIL:-_TAIL]) if tail & _NUMBERED else 0,
+            (tail >> 2) * GRANULE,
+        )
+
+    @property
+    def mode(self) -> int:
+        return self.attributes[0]
+
+    @property
+    def ino(self) -> int:
+        return self.attributes[1]
+
+    @property
+    def mtime(self) -> int:
+        return self.attributes[2]
+
+    @property
+    def ctime(self) -> int:
+        return self.attributes[2]
+
+    def unpack(self, directory: Directory, name: bytes, beside: Node | None = None) -> File:
+        """The node in its place, from now on. Shares its time with the one `beside`, if that has the same."""
+        tail = _LAST_EIGHT(self, len(self) - 8)[0] & _TAIL_MASK
+        mtime = (tail >> 2) * GRANULE
+        if beside is not None and beside.mtime == mtime:
+            mtime = beside.mtime
+        mode = EXECUTABLE_MODE if tail & _EXECUTABLE else FILE_MODE
+        if tail & _NUMBERED:
+            file = File(mode, mtime, Digest(self[:-_NUMBERED_TAIL]))
+            (file.ino,) = _LAST_EIGHT(self, len(self) - _NUMBERED_TAIL)
+        else:
+            file = File(mode, mtime, Digest(self[:-_TAIL]))
+        file.parent = directory
+        file.name = name
+        assert directory.children is not None
+        directory.children[name] = file
+        return file
+
+
+def repack(file: File) -> bool:
+    """Put the packed form in the place of a file that nobody holds any more, if it has one."""
+    directory, content = file.parent, file.content
+    if file.extra is not None or file.ctime != file.mtime or directory is None or isinstance(content, Local):
+        return False
+    packed = PackedFile.pack(file.mode, file.mtime, content, file.ino)
+    if packed is None:
+        return False
+    assert directory.children is not None
+    directory.children[file.name] = packed
+    file.parent = None  # for whoever still has the node it is as unlinked
+    return True
 
 
 class Symlink(Node):
@@ -175,7 +302,7 @@ class Directory(Node):
     def __init__(self, mode: int, now: int, volume: Volume) -> None:
         Node.__init__(self, mode, now)
         self.volume = volume
-        self.children: dict[bytes, Node] | None = {}
+        self.children: dict[bytes, Child] | None = {}
         self.digest: Digest | None = None
         """Digest of the REv2 Directory message; None while unknown or outdated. Known implies known for everything below."""
         self.record: bytes | None = None
@@ -202,6 +329,10 @@ class Directory(Node):
     def removed(self) -> bool:
         """Whether it has lost its name, and takes no new entries therefore."""
         return self.parent is None and (self.volume.root is not self or self.volume.removed)
+
+
+Child: TypeAlias = Node | PackedFile
+"""What a directory holds under a name."""
 
 
 class Volume:

@@ -15,8 +15,8 @@ import struct
 import sys
 import zlib
 from array import array
-from collections.abc import Sequence
-from typing import Final
+from collections.abc import Generator, Sequence
+from typing import Final, NamedTuple
 
 from outputd.digest import Digest, DigestFunction
 from outputd.errors import Corrupt
@@ -26,11 +26,13 @@ from outputd.tree.node import (
     FILE_MODE,
     NO_RECORD,
     SYMLINK_MODE,
+    Child,
     Directory,
     Extra,
     File,
     Local,
     Node,
+    PackedFile,
     Special,
     Symlink,
     Volume,
@@ -50,6 +52,10 @@ _HAS_BLOCKS: Final = 8
 _BLOCKS: Final = struct.Struct("<Q")
 _LOCAL: Final = struct.Struct("<QQ")  # key, size
 _NO_DIGEST: Final = bytes(32)
+_STEP: Final = 64 << 10
+"""Bytes of a body that are packed or unpacked in one step: half a millisecond."""
+_ENTRIES: Final = 128
+"""Entries that are read in one step, where they take more than their share of the columns."""
 _TYPES: Final[dict[type[Node], tuple[int, ...]]] = {
     File: (stat.S_IFREG,),
     Directory: (stat.S_IFDIR,),
@@ -63,52 +69,111 @@ def record_digest(record: bytes) -> bytes:
     return hashlib.blake2b(record, digest_size=32).digest()
 
 
+class Columns:
+    """The attributes of one of the lists of a Directory message, gathered entry by entry in its order."""
+
+    __slots__ = ("_default", "_time", "ctimes", "extras", "inos", "links", "modes", "mtimes", "trees")
+
+    def __init__(self) -> None:
+        self.modes = array("H")
+        self.inos = array("Q")
+        self.mtimes = array("q")
+        self.ctimes = array("q")
+        self.links = bytearray()
+        """Of directories only."""
+        self.extras: list[tuple[int, bytes]] = []
+        self.trees: list[tuple[int, bytes]] = []
+        self._default = True
+        """But for the time, which all have."""
+        self._time: int | None = None
+
+    def __len__(self) -> int:
+        return len(self.modes)
+
+    def is_default(self, mtime: int) -> bool:
+        """Whether a record has nothing to say of them, where `mtime` is the directory's own."""
+        return not self.modes or (self._default and self._time == mtime)
+
+    def add_packed(self, file: PackedFile) -> None:
+        mode, ino, mtime = file.attributes
+        self._add(mode, ino, mtime, mtime)
+
+    def add(self, node: Node) -> None:
+        if node.extra is not None:
+            self.extras.append((len(self.modes), _encode_extra(node.extra)))
+            self._default = False
+        mode = node.mode
+        if isinstance(node, Directory):
+            if node.tree is not None:
+                self.trees.append((len(self.modes), node.tree))
+                self._default = False
+            self.links.append(node.links)
+            self._default = self._default and mode == DIRECTORY_MODE
+        elif isinstance(node, File):
+            self._default = self._default and mode in (EXECUTABLE_MODE, FILE_MODE)
+        else:
+            self._default = self._default and mode == SYMLINK_MODE
+        self._add(mode, node.ino, node.mtime, node.ctime)
+
+    def _add(self, mode: int, ino: int, mtime: int, ctime: int) -> None:
+        if self._default:
+            if self._time is None:
+                self._time = mtime
+            self._default = not ino and mtime == self._time == ctime
+        self.modes.append(mode)
+        self.inos.append(ino)
+        self.mtimes.append(mtime)
+        self.ctimes.append(ctime)
+
+
 def encode_record(
-    directory: Directory, listed: Sequence[Sequence[Node]], below: Sequence[bytes], leftovers: Sequence[bytes]
-) -> bytes:
-    """The record beside a Directory message; empty where all is default.
+    directory: Directory,
+    columns: tuple[Columns, Columns, Columns],
+    below: Sequence[bytes],
+    leftovers: Sequence[bytes],
+) -> Generator[None, None, bytes]:
+    """The record beside a Directory message, in steps; empty, at once, where all is default.
 
-    `listed` are the nodes of the message's three lists in its order, `below` the record digests of its directories.
+    `columns` are the message's three lists, `below` the record digests of its directories.
     """
-    nodes = [node for group in listed for node in group]
-    files, directories, symlinks = listed
-    trees = [
-        struct.pack("<IB", index, len(node.tree)) + node.tree
-        for index, node in enumerate(directories)
-        if isinstance(node, Directory) and node.tree is not None
-    ]
-    if (
-        not (leftovers or trees)
-        and not any(below)
-        and all(_is_default(node, directory.mtime) for node in nodes)
-    ):
+    if not leftovers and not any(below) and all(column.is_default(directory.mtime) for column in columns):
         return b""
+    files, directories, symlinks = columns
+    behind_files = len(files)
+    behind_directories = behind_files + len(directories)
     extras = [
-        struct.pack("<I", index) + _encode_extra(node.extra)
-        for index, node in enumerate(nodes)
-        if node.extra is not None
+        struct.pack("<I", first + index) + extra
+        for first, column in zip((0, behind_files, behind_directories), columns, strict=True)
+        for index, extra in column.extras
     ]
-    body = b"".join(
-        (
-            _HEAD.pack(len(files), len(directories), len(symlinks), len(extras), len(trees), len(leftovers)),
-            _column("H", [node.mode for node in nodes]),
-            _column("Q", [node.ino for node in nodes]),
-            _column("q", [node.mtime for node in nodes]),
-            _column("q", [node.ctime for node in nodes]),
-            *[digest or _NO_DIGEST for digest in below],
-            _column("B", [node.links for node in directories if isinstance(node, Directory)]),
-            *extras,
-            *trees,
-            *leftovers,
-        )
-    )
-    return bytes((VERSION,)) + zlib.compress(body, 1)
+    trees = [struct.pack("<IB", index, len(tree)) + tree for index, tree in directories.trees]
+    pieces = [
+        _HEAD.pack(len(files), len(directories), len(symlinks), len(extras), len(trees), len(leftovers)),
+        *[_column(column.modes) for column in columns],
+        *[_column(column.inos) for column in columns],
+        *[_column(column.mtimes) for column in columns],
+        *[_column(column.ctimes) for column in columns],
+        b"".join([digest or _NO_DIGEST for digest in below]),
+        bytes(directories.links),
+        b"".join(extras),
+        b"".join(trees),
+        b"".join(leftovers),
+    ]
+    squeeze = zlib.compressobj(1)
+    packed = [bytes((VERSION,))]
+    body = b"".join(pieces)
+    for start in range(0, len(body), _STEP):
+        if start:
+            yield
+        packed.append(squeeze.compress(body[start : start + _STEP]))
+    packed.append(squeeze.flush())
+    return b"".join(packed)
 
 
-def encode_leftover(name: bytes, node: Node, digest: bytes = b"", record: bytes = NO_RECORD) -> bytes:
+def encode_leftover(name: bytes, node: Child, digest: bytes = b"", record: bytes = NO_RECORD) -> bytes:
     """An entry that stands wholly in a record: its name, attributes and content. A directory comes with its seal; without
     one it comes back empty."""
-    if isinstance(node, File):
+    if isinstance(node, File | PackedFile):
         content = node.content
         payload = (
             b"l" + _LOCAL.pack(content.key, content.size) if isinstance(content, Local) else b"f" + content
@@ -182,7 +247,8 @@ class Reader:
         if stat.S_IFMT(mode) not in _TYPES[type(node)]:
             raise Corrupt(f"attribute record: mode {mode:o} for a {type(node).__name__}")
         node.ino, node.ctime, node.extra = ino, ctime, extra
-        _check_links(node)
+        if extra is not None:
+            _check_links(extra, ino, isinstance(node, Directory))
         if isinstance(node, Directory):
             node.links = bool(flags & _LINKS)
         return name, node
@@ -192,59 +258,95 @@ class Reader:
             raise Corrupt(f"attribute record: {len(self._data) - self._at} bytes left over at its end")
 
 
-def apply_record(record: bytes, directory: Directory, listed: Sequence[Sequence[Node]]) -> dict[bytes, Node]:
-    """Give the nodes made from a Directory message their recorded attributes; returns the leftovers by name.
+class Recorded(NamedTuple):
+    """What a record says of the entries of its Directory message, by their place in it."""
 
-    Raises Corrupt when the record is not one of this message. A record is trusted to hold what we wrote: its digest was checked.
+    modes: array[int]
+    inos: array[int]
+    mtimes: array[int]
+    ctimes: array[int]
+    below: list[bytes]
+    """Records of the subdirectories."""
+    links: array[int]
+    """Whether there are names of hard-linked nodes in the subdirectories."""
+    extras: dict[int, Extra]
+    trees: dict[int, Digest]
+    """By the place among the subdirectories."""
+    leftovers: dict[bytes, Node]
+    """Entries that are not in the message."""
+
+
+def decode_record(
+    record: bytes, volume: Volume, files: int, directories: int, symlinks: int
+) -> Generator[None, None, Recorded]:
+    """Read the record beside a Directory message with so many entries, in steps.
+
+    Raises Corrupt when it is not one of this message. A record is trusted to hold what we wrote: its digest was checked.
     """
     if not record or record[0] != VERSION:
         raise Corrupt(f"attribute record: version {record[:1].hex() or 'none'}, expected {VERSION:02x}")
-    try:
-        reader = Reader(zlib.decompress(record[1:]))
-    except zlib.error as error:
-        raise Corrupt(f"attribute record: {error}") from error
-    files, directories, symlinks, extras, trees, leftovers = reader.unpack(_HEAD)
-    expected = tuple(map(len, listed))
-    if (files, directories, symlinks) != expected:
-        raise Corrupt(
-            f"attribute record: lists {(files, directories, symlinks)} entries, the message {expected}"
-        )
-    nodes = [node for group in listed for node in group]
-    count = len(nodes)
+    reader = Reader((yield from _inflate(record)))
+    *counts, extras, trees, leftovers = reader.unpack(_HEAD)
+    expected = [files, directories, symlinks]
+    if counts != expected:
+        raise Corrupt(f"attribute record: lists {tuple(counts)} entries, the message {tuple(expected)}")
+    count = sum(counts)
     modes, inos = reader.column("H", count), reader.column("Q", count)
     mtimes, ctimes = reader.column("q", count), reader.column("q", count)
-    for node, mode, ino, mtime, ctime in zip(nodes, modes, inos, mtimes, ctimes, strict=True):
-        if stat.S_IFMT(mode ^ node.mode):
-            raise Corrupt(f"attribute record: mode {mode:o} for a {type(node).__name__}")
-        node.mode = mode
-        node.ino = ino
-        node.mtime = mtime
-        node.ctime = mtime if ctime == mtime else ctime
-    for node in listed[1]:
-        assert isinstance(node, Directory)
-        digest = reader.take(32)
-        node.record = NO_RECORD if digest == _NO_DIGEST else digest
-    for node, links in zip(listed[1], reader.column("B", directories), strict=True):
-        assert isinstance(node, Directory)
-        node.links = bool(links)
+    for start, stop, kind in (
+        (0, files, stat.S_IFREG),
+        (files, files + directories, stat.S_IFDIR),
+        (files + directories, count, stat.S_IFLNK),
+    ):
+        for mode in set(modes[start:stop]):
+            if stat.S_IFMT(mode) != kind:
+                raise Corrupt(f"attribute record: mode {mode:o} for an entry of type {kind:o}")
+    yield
+    below = [
+        NO_RECORD if digest == _NO_DIGEST else digest
+        for digest in (reader.take(len(_NO_DIGEST)) for _ in range(directories))
+    ]
+    links = reader.column("B", directories)
+    read = Recorded(modes, inos, mtimes, ctimes, below, links, {}, {}, {})
     for _ in range(extras):
         (index,) = struct.unpack("<I", reader.take(4))
         if index >= count:
             raise Corrupt(f"attribute record: attributes of entry {index}, there are {count}")
-        nodes[index].extra = reader.extra()
-        _check_links(nodes[index])
+        extra = read.extras[index] = reader.extra()
+        _check_links(extra, inos[index], stat.S_ISDIR(modes[index]))
+        if len(read.extras) % _ENTRIES == 0:
+            yield
     for _ in range(trees):
         index, length = struct.unpack("<IB", reader.take(5))
         if index >= directories:
             raise Corrupt(f"attribute record: Tree of directory {index}, there are {directories}")
-        subdirectory = listed[1][index]
-        assert isinstance(subdirectory, Directory)
-        subdirectory.tree = _digest(reader.take(length))
-    found = dict(reader.leftover(directory.volume) for _ in range(leftovers))
+        read.trees[index] = _digest(reader.take(length))
+    for _ in range(leftovers):
+        name, node = reader.leftover(volume)
+        read.leftovers[name] = node
+        if len(read.leftovers) % _ENTRIES == 0:
+            yield
     reader.end()
-    if len(found) != leftovers:
+    if len(read.leftovers) != leftovers:
         raise Corrupt(f"attribute record: of its {leftovers} leftover entries some have the same name")
-    return found
+    return read
+
+
+def _inflate(record: bytes) -> Generator[None, None, bytes]:
+    """The body of a record."""
+    expand = zlib.decompressobj()
+    pieces: list[bytes] = []
+    packed = record[1:]
+    try:
+        while packed:
+            pieces.append(expand.decompress(packed, _STEP))
+            packed = expand.unconsumed_tail
+            yield
+    except zlib.error as error:
+        raise Corrupt(f"attribute record: {error}") from error
+    if not expand.eof or expand.unused_data:
+        raise Corrupt("attribute record: it is cut off, or goes on behind its end")
+    return b"".join(pieces)
 
 
 def _leftover_node(kind: bytes, payload: bytes, mode: int, mtime: int, volume: Volume) -> Node:
@@ -279,9 +381,9 @@ def _digest(payload: bytes) -> Digest:
     return Digest(payload)
 
 
-def _check_links(node: Node) -> None:
-    if node.extra is not None and node.extra.nlink != 1 and (isinstance(node, Directory) or not node.ino):
-        raise Corrupt(f"attribute record: {node.extra.nlink} hard links of a node that can have one only")
+def _check_links(extra: Extra, ino: int, is_directory: bool) -> None:
+    if extra.nlink != 1 and (is_directory or not ino):
+        raise Corrupt(f"attribute record: {extra.nlink} hard links of a node that can have one only")
 
 
 def _encode_extra(extra: Extra) -> bytes:
@@ -298,17 +400,7 @@ def _encode_extra(extra: Extra) -> bytes:
     )
 
 
-def _is_default(node: Node, mtime: int) -> bool:
-    if node.ino or node.mtime != mtime or node.ctime != mtime or node.extra is not None:
-        return False
-    mode = node.mode
-    if isinstance(node, File):
-        return mode in (EXECUTABLE_MODE, FILE_MODE)
-    return mode == (DIRECTORY_MODE if stat.S_ISDIR(mode) else SYMLINK_MODE)
-
-
-def _column(code: str, values: list[int]) -> bytes:
-    column = array(code, values)
+def _column(values: array[int]) -> bytes:
     if sys.byteorder == "big":
-        column.byteswap()
-    return column.tobytes()
+        values.byteswap()
+    return values.tobytes()

@@ -12,7 +12,7 @@ from collections.abc import Mapping, Sequence
 from typing import Final, NamedTuple, TypeAlias
 
 from outputd.errors import Invalid
-from outputd.tree.node import MAX_NAME, Directory, File, Node, Special, Symlink
+from outputd.tree.node import MAX_NAME, Child, Directory, File, PackedFile, Special, Symlink
 from outputd.tree.status import NotLoaded
 
 MAX_LINKS_FOLLOWED: Final = 40
@@ -36,8 +36,8 @@ class Resolution(NamedTuple):
     """Where a path led."""
 
     kind: Kind
-    node: Node | None = None
-    """The node, for FILE, DIRECTORY, SYMLINK and SPECIAL."""
+    node: Child | None = None
+    """What stands there, for FILE, DIRECTORY, SYMLINK and SPECIAL."""
     next_path: bytes = b""
     """For EXTERNAL: how the client goes on. Absolute if the path or a target on the way was, else relative to the output path
     and starting with `..`. Normalised, but `..` after a name stays: what is outside may be a symlink."""
@@ -46,7 +46,8 @@ class Resolution(NamedTuple):
 _ABSENT: Final = Resolution(Kind.ABSENT)
 _NOT_DIRECTORY: Final = Resolution(Kind.NOT_DIRECTORY)
 _LOOP: Final = Resolution(Kind.LOOP)
-_KINDS: Final[dict[type[Node], Kind]] = {
+_KINDS: Final[dict[type[Child], Kind]] = {
+    PackedFile: Kind.FILE,
     File: Kind.FILE,
     Directory: Kind.DIRECTORY,
     Symlink: Kind.SYMLINK,
@@ -150,6 +151,11 @@ class Resolver:
 
     def resolve(self, path: str | bytes) -> Resolution:
         """As the function `resolve`. Raises NotLoaded and Invalid."""
+        found = self.find(path)
+        return found if isinstance(found, Resolution) else Resolution(_KINDS[type(found)], found)
+
+    def find(self, path: str | bytes) -> Child | Resolution:
+        """As `resolve`, but only what stands there, where that says it all."""
         raw = _encoded(path, "path")
         cut = raw.rfind(b"/") + 1
         if self._changes != self._root.volume.changes:
@@ -166,7 +172,7 @@ class Resolver:
                         raise NotLoaded(directory)
                     return _ABSENT
             elif not self._follow_final or not isinstance(node, Symlink):
-                return Resolution(_KINDS[type(node)], node)
+                return node
         return resolve(self._root, self._virtual_root, raw, follow_final=self._follow_final)
 
     def _enter(self, parent: bytes) -> Directory | None:

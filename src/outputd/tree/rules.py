@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from typing import Final
 
-from outputd.tree.node import MAX_NAME, Directory, Node
+from outputd.tree.node import MAX_NAME, Child, Directory, Node, PackedFile
 from outputd.tree.status import NotLoaded, Status
 
 RENAME_NOREPLACE: Final = 1
@@ -33,11 +33,17 @@ def is_below(directory: Directory, top: Directory) -> bool:
     return False
 
 
-def entries(directory: Directory) -> dict[bytes, Node]:
+def entries(directory: Directory) -> dict[bytes, Child]:
     """The children of a directory. Raises NotLoaded."""
     if directory.children is None:
         raise NotLoaded(directory)
     return directory.children
+
+
+def entry(directory: Directory, name: bytes) -> Node | None:
+    """The node at a name, unpacked if it was packed. Raises NotLoaded."""
+    child = entries(directory).get(name)
+    return child.unpack(directory, name) if isinstance(child, PackedFile) else child
 
 
 def may_change(node: Node) -> bool:

@@ -7,24 +7,28 @@ from __future__ import annotations
 
 import copy
 import stat
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import Final
 
 from outputd.digest import Digest
+from outputd.tree.freeing import dismantle, is_free
+from outputd.tree.identity import identify, identify_all
 from outputd.tree.links import add_name, give_up_unmet, lose_name, move_name, partly_met, unmet
 from outputd.tree.node import (
     DIRECTORY_MODE,
     MAX_LINKS,
     NO_RECORD,
+    Child,
     Directory,
     Extra,
     File,
     Local,
     Node,
     Volume,
+    repack,
 )
 from outputd.tree.outdate import outdate_digest, outdate_holders, outdate_record
-from outputd.tree.rules import RENAME_EXCHANGE, RENAME_NOREPLACE, entries, may_enter, may_rename
+from outputd.tree.rules import RENAME_EXCHANGE, RENAME_NOREPLACE, entries, entry, may_enter, may_rename
 from outputd.tree.status import NotLoaded, Status
 
 ROOT_INO: Final = 1
@@ -61,13 +65,7 @@ class Tree:
 
     def identify(self, node: Node, directory: Directory) -> int:
         """The inode number of a node seen in `directory`, given now if it had none."""
-        if node.ino == 0:
-            volume = node.volume if isinstance(node, Directory) else directory.volume
-            node.ino = volume.next_ino
-            volume.next_ino += 1
-            outdate_record(directory)
-            volume.log.identified(directory, node)
-        return node.ino
+        return node.ino or identify(node, directory)
 
     def remember(self, node: Node, directory: Directory) -> int:
         """Count one more kernel reference; the inode number."""
@@ -76,6 +74,16 @@ class Tree:
             self.inodes[ino] = node
         node.lookups += 1
         return ino
+
+    def remember_all(self, directory: Directory, names: Iterable[bytes]) -> list[Node]:
+        """As `remember` for the nodes at these names, which are there: a page of a listing. Raises NotLoaded."""
+        nodes = identify_all(directory, names)
+        inodes = self.inodes
+        for node in nodes:
+            if not node.lookups:
+                inodes[node.ino] = node
+            node.lookups += 1
+        return nodes
 
     def forget(self, ino: int, count: int) -> None:
         """The kernel dropped `count` references (FUSE_FORGET)."""
@@ -89,7 +97,7 @@ class Tree:
             if isinstance(node, Directory):
                 node.negatives = None
                 node.listed = None
-            else:
+            elif not isinstance(node, File) or not repack(node):
                 self._drop(node)
 
     # volumes
@@ -132,9 +140,9 @@ class Tree:
 
     def lookup(self, directory: Directory, name: bytes) -> Node | None:
         """The node called `name`, or None."""
-        return entries(directory).get(name)
+        return entry(directory, name)
 
-    def children(self, directory: Directory) -> dict[bytes, Node]:
+    def children(self, directory: Directory) -> dict[bytes, Child]:
         """The entries, `.` and `..` not among them; not to be changed by the caller."""
         return entries(directory)
 
@@ -268,18 +276,22 @@ class Tree:
         source.volume.log.moved(source, old, target, new, flags, now)
         return Status.OK
 
-    def place(self, directory: Directory, name: bytes, node: Node, now: int) -> None:
-        """Put a new node at a name, whatever stood there (staging). Notes what the kernel may remember wrongly."""
+    def place(self, directory: Directory, name: bytes, child: Child, now: int) -> None:
+        """Put a new file or node at a name, whatever stood there (staging). Notes what the kernel may remember wrongly."""
         children = directory.children
         if children is None:
             raise NotLoaded(directory)
         old = children.get(name)
-        if old is not None:
+        if isinstance(old, Node):
             self._leave(directory, name, now)
             self._unname(old, directory, name, now)
             self._mark_survivor(old)
-        self._enter(directory, name, node, now)
-        directory.volume.log.entered(directory, name, node, now)
+        if isinstance(child, Node):
+            self._enter(directory, name, child, now)
+        else:
+            children[name] = child
+            self._touch(directory, now)
+        directory.volume.log.entered(directory, name, child, now)
         if directory.lookups:
             self._mark_stale(directory, name, old)
 
@@ -331,10 +343,11 @@ class Tree:
         if directory.children:
             gone = Directory(directory.mode, now, directory.volume)
             gone.children = directory.children
-            for name, node in directory.children.items():
-                move_name(node, directory, name, gone, name)
+            for name, child in directory.children.items():
+                if isinstance(child, Node):
+                    move_name(child, directory, name, gone, name)
                 if directory.lookups:
-                    self._mark_stale(directory, name, node)
+                    self._mark_stale(directory, name, child)
             self.dropped.append(gone)
         directory.children = {}
         directory.subdirectories = 0
@@ -409,30 +422,9 @@ class Tree:
     def dismantle(self, top: Node) -> Iterator[File | None]:
         """Take apart a dropped subtree so that reference counting frees it, yielding local files that nobody names any more.
 
-        Yields after each directory too (None), to be interleaved with other work.
+        Yields None every now and then, to be interleaved with other work.
         """
-        if isinstance(top, File):
-            if _is_free(top):
-                yield top
-            return
-        stack = [top]
-        while stack:
-            directory = stack.pop()
-            if not isinstance(directory, Directory) or directory.children is None:
-                continue
-            children, directory.children = directory.children, {}
-            directory.subdirectories = 0
-            for name, node in children.items():
-                if isinstance(node, Directory):
-                    node.parent = None
-                    stack.append(node)
-                    continue
-                lose_name(node, directory, name)
-                if node.nlink:
-                    outdate_holders(node, digests=False)  # the link count stands there
-                elif isinstance(node, File) and _is_free(node):
-                    yield node
-            yield None
+        return dismantle(top)
 
     # within
 
@@ -474,7 +466,7 @@ class Tree:
         if isinstance(node, Directory):
             if node.children:
                 self.dropped.append(node)
-        elif isinstance(node, File) and _is_free(node):
+        elif isinstance(node, File) and is_free(node):
             self.nameless.pop(node, None)
             self.dropped.append(node)
 
@@ -494,7 +486,7 @@ class Tree:
         if node.lookups and node.nlink and not isinstance(node, Directory):
             self.stale.append((node, None))
 
-    def _mark_stale(self, directory: Directory, name: bytes, old: Node | None) -> None:
+    def _mark_stale(self, directory: Directory, name: bytes, old: Child | None) -> None:
         if not directory.lookups:
             return
         if not self.stale or self.stale[-1][0] is not directory:
@@ -504,8 +496,3 @@ class Tree:
             if negatives is not None:
                 negatives.discard(name)
             self.stale.append((directory, name))
-
-
-def _is_free(file: File) -> bool:
-    """Whether local bytes of a file are of no use to anybody any more: no name leads there, and the kernel does not know it."""
-    return isinstance(file.content, Local) and file.nlink == 0 and file.lookups == 0

@@ -39,7 +39,10 @@ _INIT_REPLY: Final = Struct("=IiQIIIIHHIIHHIIH22x").pack
 _STATX_REPLY: Final = Struct("=IiQQI20xIIQIIIH2xQQQQqI4xqI4xqI4xqI4xIIII112x").pack
 _DIRENT: Final = Struct("=QQII").pack  # ino off namelen type
 _DIRENTPLUS: Final = Struct("=QQ24s88sQQII").pack
-_DIRENTPLUS_WHOLE: Final = Struct("=QQ24sQQQqqqIIIIIIIIIIQQII").pack  # the attribute block spelled out
+# The same by the length of the padded name in units of eight bytes, with the name, and the attribute block in two: ino size
+# blocks, and the rest.
+_DIRENTPLUS_OF_BLOB: Final = tuple(Struct(f"=QQ24sQQQ64sQQII{8 * units}s").pack for units in range(33))
+_BLOB_ATTRIBUTES: Final = Struct("=qqqIIIIIIIIII").pack
 _INVAL_INODE: Final = Struct("=IiQQqq").pack
 _INVAL_ENTRY: Final = Struct("=IiQQII").pack
 _DELETE: Final = Struct("=IiQQQI4x").pack
@@ -320,51 +323,35 @@ def direntplus(
     )
 
 
-def direntplus_of_blob(
-    ino: int,
-    offset: int,
-    name: bytes,
-    validity: bytes,
-    size: int,
-    seconds: int,
-    nanoseconds: int,
-    mode: int,
-    uid: int,
-    gid: int,
-) -> bytes:
-    """`direntplus` of a file with one name and one time whose node id is its inode number: one packing instead of two.
+def blob_attributes(time: int, mode: int, uid: int, gid: int) -> bytes:
+    """Block: what attribute blocks of files have in common that have one name, one time and no holes."""
+    seconds, nanoseconds = divmod(time, _NANOSECONDS)
+    return _BLOB_ATTRIBUTES(
+        seconds, seconds, seconds, nanoseconds, nanoseconds, nanoseconds, mode, 1, uid, gid, 0, 4096, 0
+    )
 
-    It is taken to have no holes. Most entries of most listings are that; a listing of 100 takes 0.13 ms instead of 0.19.
+
+def direntplus_of_blob(
+    ino: int, offset: int, name: bytes, validity: bytes, size: int, attributes: bytes, mode: int
+) -> bytes:
+    """`direntplus` of such a file, whose node id is its inode number; `attributes` are `blob_attributes`.
+
+    Most entries of most listings are that, and this is one packing of twelve values: a third of the time.
     """
     length = len(name)
-    return (
-        _DIRENTPLUS_WHOLE(
-            ino,
-            0,
-            validity,
-            ino,
-            size,
-            (size + 4095 >> 12) << 3,
-            seconds,
-            seconds,
-            seconds,
-            nanoseconds,
-            nanoseconds,
-            nanoseconds,
-            mode,
-            1,
-            uid,
-            gid,
-            0,
-            4096,
-            0,
-            ino,
-            offset,
-            length,
-            mode >> _TYPE_SHIFT,
-        )
-        + name
-        + _PADDING[-length & 7]
+    return _DIRENTPLUS_OF_BLOB[length + 7 >> 3](
+        ino,
+        0,
+        validity,
+        ino,
+        size,
+        (size + 4095 >> 12) << 3,
+        attributes,
+        ino,
+        offset,
+        length,
+        mode >> _TYPE_SHIFT,
+        name,
     )
 
 

@@ -21,7 +21,7 @@ from outputd.drive.reaper import Reaper
 from outputd.errors import NotFound, OutputdError
 from outputd.store.base import BlobStore
 from outputd.store.disk_store import DiskStore
-from outputd.tree.node import Directory, File, Local, Node, Symlink
+from outputd.tree.node import Child, Directory, File, Local, Node, PackedFile, Symlink
 from outputd.tree.status import Status
 from outputd.tree.tree import Tree
 
@@ -167,7 +167,7 @@ class World:
 
     async def load(self, base: str = BASE) -> None:
         """Expand everything."""
-        stack: list[Node] = [self.root(base)]
+        stack: list[Child] = [self.root(base)]
         while stack:
             node = stack.pop()
             if isinstance(node, Directory):
@@ -186,7 +186,7 @@ class World:
                 if isinstance(node, Directory):
                     found[path + "/"] = None
                     stack.append((path + "/", node))
-                elif isinstance(node, File):
+                elif isinstance(node, File | PackedFile):
                     found[path] = node.content
                 elif isinstance(node, Symlink):
                     found[path] = node.target
@@ -276,8 +276,7 @@ def path_of(node: Node) -> str:
 def seen(w: World, *directories: Directory) -> None:
     """Let the kernel hold references of these directories, and all that lies in them by now."""
     for directory in directories:
-        for node in list(w.tree.children(directory).values()):
-            w.tree.remember(node, directory)
+        w.tree.remember_all(directory, list(w.tree.children(directory)))
         assert directory.parent is not None
         w.tree.remember(directory, directory.parent)
 

@@ -9,7 +9,18 @@ from outputd._proto import remote_execution_pb2 as reapi
 from outputd.digest import Digest, DigestFunction
 from outputd.tree.expand import Listing, expand
 from outputd.tree.merkle import Sealed, seal
-from outputd.tree.node import Directory, File, Local, Node, Special, Symlink, Volume
+from outputd.tree.node import (
+    Child,
+    Directory,
+    File,
+    Local,
+    Node,
+    PackedFile,
+    Special,
+    Symlink,
+    Volume,
+    packable,
+)
 from outputd.tree.records import Reader, encode_leftover, record_digest
 from outputd.tree.status import NotLoaded
 from outputd.tree.tree import Tree
@@ -115,9 +126,9 @@ def collapsed(
     return directory
 
 
-def content(node: Node) -> object:
+def content(node: Child) -> object:
     """What a node holds, comparable over a restart."""
-    if isinstance(node, File):
+    if isinstance(node, File | PackedFile):
         return (node.content.key, node.content.size) if isinstance(node.content, Local) else node.content
     if isinstance(node, Symlink):
         return node.target
@@ -133,13 +144,13 @@ def picture(kept: Kept, tree: Tree, directory: Directory, path: bytes = b"") -> 
     for name, node in directory.children.items():
         extra = node.extra
         seen[path + name] = (
-            type(node),
+            File if isinstance(node, PackedFile) else type(node),
             node.mode,
             node.ino,
             node.mtime,
             node.ctime,
             None if extra is None else extra.atime,
-            tree.owner(node),
+            (tree.uid, tree.gid) if isinstance(node, PackedFile) else tree.owner(node),
             extra.xattrs if extra is not None else None,
             content(node),
         )
@@ -159,6 +170,9 @@ def check(volume: Volume) -> None:
         assert children is not None
         assert directory.subdirectories == sum(isinstance(node, Directory) for node in children.values())
         for name, node in children.items():
+            if isinstance(node, PackedFile):
+                assert node.mtime == packable(node.mtime)
+                continue
             names.setdefault(node, []).append((directory, name))
             if isinstance(node, Directory):
                 assert node.volume is volume

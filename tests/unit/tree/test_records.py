@@ -98,9 +98,10 @@ def test_the_sample_is_read() -> None:
     [
         (b"", "version none, expected 01"),
         (b"\x02" + RECORD[1:], "version 02, expected 01"),
-        (RECORD[:1], "attribute record: Error"),
-        (RECORD[:-1], "attribute record: Error"),
+        (RECORD[:1], "it is cut off"),
+        (RECORD[:-1], "it is cut off"),
         (b"\x01garbage", "attribute record: Error"),
+        (RECORD + b"x", "goes on behind its end"),
         (packed(b""), "ends after 0 bytes, expected at least 24"),
         (packed(BODY[:-1]), "ends after"),
         (packed(BODY + b"x"), "1 bytes left over"),

@@ -85,7 +85,9 @@ def at(volume: Volume, path: str) -> Node:
     node: Node = volume.root
     for name in filter(None, path.split("/")):
         assert isinstance(node, Directory) and node.children is not None
-        node = node.children[name.encode()]
+        child = node.children[name.encode()]
+        assert isinstance(child, Node)
+        node = child
     return node
 
 

@@ -284,12 +284,14 @@ def test_directory_records_are_padded_to_eight_bytes(length: int) -> None:
     assert len(plus) == wire.direntplus_size(length)
 
 
-@pytest.mark.parametrize("name", [b"f", b"libexec.so"])
+@pytest.mark.parametrize("name", [b"f", b"12345678", b"libexec.so", b"n" * 255])
 @pytest.mark.parametrize(("size", "blocks"), [(0, 0), (1, 8), (4096, 8), (1_000_000, 1960)])
 def test_the_quick_record_of_a_blob_is_that_of_any_file(name: bytes, size: int, blocks: int) -> None:
     mode, time = stat.S_IFREG | 0o555, 7 * SECOND + 8
     attributes = wire.attr(11, size, blocks, time, time, time, mode, 1, 19, 20, 0, 4096)
-    quick = wire.direntplus_of_blob(11, 30, name, VALIDITY, size, 7, 8, mode, 19, 20)
+    quick = wire.direntplus_of_blob(
+        11, 30, name, VALIDITY, size, wire.blob_attributes(time, mode, 19, 20), mode
+    )
     assert quick == wire.direntplus(11, 0, VALIDITY, attributes, 11, 30, name, mode)
 
 

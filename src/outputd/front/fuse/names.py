@@ -11,7 +11,7 @@ from typing import Final
 from outputd.drive.content import Content
 from outputd.front.fuse.answers import Answers
 from outputd.tree.node import Directory, File, Node, Special, Symlink
-from outputd.tree.rules import may_change
+from outputd.tree.rules import entry, may_change
 from outputd.tree.status import NotLoaded, Status
 from outputd.tree.tree import Tree
 from outputd.wire.fuse_abi import (
@@ -64,10 +64,7 @@ class Names:
         name = decode_name(message, end)
         if not isinstance(directory, Directory):
             return error_reply(unique, errno.ENOTDIR)
-        children = directory.children
-        if children is None:
-            raise NotLoaded(directory)
-        node = children.get(name)
+        node = entry(directory, name)
         if node is not None:
             return self._answers.entry(unique, node, directory)
         if len(name) > 255:
