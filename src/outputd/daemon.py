@@ -183,6 +183,8 @@ async def _run(config: Config, stop: asyncio.Event) -> None:
                 ("collector", _spare_the_collector()),
             )
         ]
+        if remote is not None:
+            background.append(tasks.create_task(remote.watch(), name="remote"))
         try:
             await builds.restore()
             background.append(tasks.create_task(builds.checkpoints.run(), name="checkpoints"))

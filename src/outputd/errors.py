@@ -35,8 +35,16 @@ class TimedOut(Unavailable):
     """A wait on the world reached its deadline."""
 
 
+class Unreachable(Unavailable):
+    """The remote server cannot be reached, or cannot serve anybody now; a later try may work."""
+
+
 class Exhausted(OutputdError):
     """No room: disk, quota, or a stated limit."""
+
+
+class Throttled(Exhausted):
+    """The remote server has no room, or takes no more requests from us for now."""
 
 
 class TooLarge(Invalid):
@@ -44,7 +52,7 @@ class TooLarge(Invalid):
 
 
 class Denied(OutputdError):
-    """The remote refuses our credentials or our right to do this. Do not retry without new credentials."""
+    """The remote refuses our credentials or our right to do this, or we do not trust its certificate. Do not retry as it is."""
 
 
 class Unsupported(OutputdError):

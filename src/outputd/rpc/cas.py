@@ -5,7 +5,6 @@ Blobs are found by digest alone: every well-formed instance name sees the same s
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import AsyncIterator, Collection, Iterable
 from typing import Final
 
@@ -22,8 +21,6 @@ from outputd.rpc.resource_name import check_instance_name
 from outputd.rpc.services import gives_bytes
 from outputd.store.base import BlobStore
 
-# Blobs of one batch on their way at once: enough to hide the remote's round trip.
-_WRITERS: Final = 16
 # Hex digits of the longest hash, SHA512.
 _HASH_LIMIT: Final = 128
 
@@ -70,20 +67,25 @@ class ContentAddressableStorage:
             return reapi.BatchUpdateBlobsResponse()
         function = request_function(request.digest_function, (item.digest for item in request.requests))
         reply = reapi.BatchUpdateBlobsResponse()
-        items = iter(request.requests)
-        store = self._store.of_instance(request.instance_name)
-
-        async def keep_some() -> None:
+        blobs: dict[Digest, bytes] = {}
+        wanted: list[tuple[Digest, reapi.BatchUpdateBlobsResponse.Response]] = []
+        async for items in paced(request.requests):
             for item in items:
                 response = reply.responses.add(digest=_echo(item.digest))
                 try:
-                    await self._keep(item, function, store)
-                except OutputdError as error:
+                    digest = _checked(item, function)
+                except Invalid as error:
                     response.status.CopyFrom(item_status(error, "BatchUpdateBlobs"))
-
-        async with asyncio.TaskGroup() as writers:
-            for _ in range(min(_WRITERS, len(request.requests))):
-                writers.create_task(keep_some())
+                else:
+                    blobs[digest] = item.data
+                    wanted.append((digest, response))
+        failures = await self._store.of_instance(request.instance_name).write_many(blobs)
+        for digest, response in wanted:
+            failure = failures.get(digest)
+            if isinstance(failure, Corrupt):
+                failure = Invalid(f"{digest}: the bytes that came have another {function.name}")
+            if failure is not None:
+                response.status.CopyFrom(item_status(failure, "BatchUpdateBlobs"))
         _fit(reply, (response.status for response in reply.responses))
         return reply
 
@@ -146,22 +148,15 @@ class ContentAddressableStorage:
     ) -> reapi.SpliceBlobResponse:
         raise Unsupported("SpliceBlob is not offered (CacheCapabilities.splice_blob_support is false)")
 
-    async def _keep(
-        self, item: reapi.BatchUpdateBlobsRequest.Request, function: DigestFunction, store: BlobStore
-    ) -> None:
-        if item.compressor != reapi.Compressor.IDENTITY:
-            raise Invalid(f"compressor {item.compressor}: expected IDENTITY, no other is offered for batches")
-        digest = parse_digest(item.digest, function, "digest")
-        if len(item.data) != digest.size:
-            raise Invalid(f"{digest}: {len(item.data)} bytes came, expected {digest.size}")
-        try:
-            await store.write(digest, _whole(item.data))
-        except Corrupt as error:
-            raise Invalid(f"{digest}: the bytes that came have another {function.name}") from error
 
-
-async def _whole(data: bytes) -> AsyncIterator[bytes]:
-    yield data
+def _checked(item: reapi.BatchUpdateBlobsRequest.Request, function: DigestFunction) -> Digest:
+    """The digest of one blob to be kept. Raises Invalid."""
+    if item.compressor != reapi.Compressor.IDENTITY:
+        raise Invalid(f"compressor {item.compressor}: expected IDENTITY, no other is offered for batches")
+    digest = parse_digest(item.digest, function, "digest")
+    if len(item.data) != digest.size:
+        raise Invalid(f"{digest}: {len(item.data)} bytes came, expected {digest.size}")
+    return digest
 
 
 def _check_batch(field: str, sizes: Collection[int]) -> None:

@@ -92,7 +92,7 @@ class BlobWriter(Protocol):
 
 
 class RemoteBlobs(Protocol):
-    """A REv2 CAS seen by us. Raises NotFound, Corrupt, Unavailable, TimedOut, Denied, Exhausted, Unsupported, and Invalid or
+    """A REv2 CAS seen by us. Raises NotFound, Corrupt, Unreachable, TimedOut, Denied, Throttled, Unsupported, and Invalid or
     Precondition when the server finds fault with a request.
 
     Every call ends: each wait has a deadline. Transient failures were retried before anything is raised.
@@ -113,8 +113,8 @@ class RemoteBlobs(Protocol):
     async def write(self, digest: Digest, data: Callable[[], AsyncGenerator[bytes]]) -> None:
         """Upload one blob. `data` gives its bytes from the start, again for each try."""
 
-    async def write_batch(self, blobs: Mapping[Digest, bytes]) -> None:
-        """Upload small blobs."""
+    async def write_batch(self, blobs: Mapping[Digest, bytes]) -> Mapping[Digest, OutputdError]:
+        """Upload small blobs, in as few calls as the server takes; the failures, if any, by digest."""
 
     def of_instance(self, name: str) -> RemoteBlobs:
         """The same server, asked for another instance name. Shares what is expensive; closing it closes nothing."""
@@ -155,3 +155,6 @@ class BlobStore(Protocol):
 
     async def write(self, digest: Digest, data: AsyncIterator[bytes]) -> None:
         """Keep a blob: in the local store and, when there is a remote, there too before this returns."""
+
+    async def write_many(self, blobs: Mapping[Digest, bytes]) -> dict[Digest, OutputdError]:
+        """As `write` for many small blobs, sent to the remote in batches; the failures, if any, by digest."""

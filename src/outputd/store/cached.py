@@ -139,9 +139,20 @@ class CachedStore:
         if self._remote is None:
             return
         if digest.size <= _SMALL:
-            await self._remote.write_batch({digest: await self.read(digest)})
+            failures = await self._remote.write_batch({digest: await self.read(digest)})
+            if digest in failures:
+                raise failures[digest]
         else:
             await self._remote.write(digest, partial(self._pieces, digest))
+
+    async def write_many(self, blobs: Mapping[Digest, bytes]) -> dict[Digest, OutputdError]:
+        """As BlobStore says. The bytes of a blob that is here already are not looked at."""
+        absent = await self._missing_here(blobs)
+        failures = await self._keep({digest: blobs[digest] for digest in absent})
+        if self._remote is not None:
+            kept = {digest: data for digest, data in blobs.items() if digest not in failures}
+            failures.update(await self._remote.write_batch(kept))
+        return failures
 
     def _board(self, digest: Digest) -> Flight:
         """Wait for a blob that is not here, with whoever waits for it already; `_leave` must follow.

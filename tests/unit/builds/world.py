@@ -91,6 +91,9 @@ class Cas:
     async def write(self, digest: Digest, data: AsyncIterator[bytes]) -> None:
         raise AssertionError("not asked by builds")
 
+    async def write_many(self, blobs: Mapping[Digest, bytes]) -> dict[Digest, OutputdError]:
+        raise AssertionError("not asked by builds")
+
 
 class Kernel:
     """A KernelCache that writes down what it is told, as `path of the directory` and name."""

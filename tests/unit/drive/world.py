@@ -15,7 +15,7 @@ from outputd.drive.driver import Driver
 from outputd.drive.ingest import Ingest
 from outputd.drive.loader import Loader
 from outputd.drive.reaper import Reaper
-from outputd.errors import NotFound
+from outputd.errors import NotFound, OutputdError
 from outputd.store.base import BlobStore
 from outputd.store.disk_store import DiskStore
 from outputd.tree.node import EXECUTABLE_MODE, Directory, File, Volume
@@ -59,6 +59,9 @@ class DictRemote:
         raise AssertionError("not asked by drive")
 
     async def write(self, digest: Digest, data: AsyncIterator[bytes]) -> None:
+        raise AssertionError("not asked by drive")
+
+    async def write_many(self, blobs: Mapping[Digest, bytes]) -> dict[Digest, OutputdError]:
         raise AssertionError("not asked by drive")
 
 

@@ -5,10 +5,10 @@ from __future__ import annotations
 import asyncio
 import os
 import tempfile
-from collections.abc import AsyncIterator, Collection
+from collections.abc import AsyncIterator, Collection, Mapping
 
 from outputd.digest import Digest, DigestFunction, empty_digest
-from outputd.errors import Corrupt, NotFound
+from outputd.errors import Corrupt, NotFound, OutputdError
 from outputd.store.base import BlobStore, BlobWriter, Usage
 
 SHA256 = DigestFunction.SHA256
@@ -117,3 +117,19 @@ class FakeStore:
         if Digest.of(digest.function, received) != digest:
             raise Corrupt(f"{digest}: other bytes")
         self.blobs[digest] = bytes(received)
+
+    async def write_many(self, blobs: Mapping[Digest, bytes]) -> dict[Digest, OutputdError]:
+        if self.broken is not None:
+            raise self.broken
+        failures: dict[Digest, OutputdError] = {}
+        for digest, data in blobs.items():
+            failure = self.failing.get(digest)
+            if isinstance(failure, OutputdError):
+                failures[digest] = failure
+            elif failure is not None:
+                raise failure
+            elif Digest.of(digest.function, data) != digest:
+                failures[digest] = Corrupt(f"{digest}: other bytes")
+            else:
+                self.blobs[digest] = data
+        return failures

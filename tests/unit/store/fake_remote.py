@@ -55,6 +55,10 @@ class Fault:
     """Reply with what is no message."""
     hang: bool = False
     """Never answer."""
+    delay: float = 0.0
+    """Seconds before anything else."""
+    trickle: float = 0.0
+    """A stream that is read: one byte a piece, so many seconds apart."""
     gate: asyncio.Event | None = None
     """Answer when this is set."""
 
@@ -160,6 +164,8 @@ class FakeRemote:
             self._called.notify_all()
         self.metadata = dict(context.invocation_metadata())
         fault = self.faults[method].popleft() if self.faults[method] else Fault()
+        if fault.delay:
+            await asyncio.sleep(fault.delay)
         if fault.hang:
             try:
                 await asyncio.get_running_loop().create_future()
@@ -258,6 +264,11 @@ class FakeRemote:
         data = (other(data) if fault.wrong else data) + fault.extra
         for _ in range(fault.empty):
             yield bytestream.ReadResponse().SerializeToString()
+        if fault.trickle:
+            for at in range(request.read_offset, len(data)):
+                yield bytestream.ReadResponse(data=data[at : at + 1]).SerializeToString()
+                await asyncio.sleep(fault.trickle)
+            return
         end = len(data) if fault.after is None else request.read_offset + fault.after
         for start in range(request.read_offset, end, PIECE):
             yield bytestream.ReadResponse(data=data[start : min(start + PIECE, end)]).SerializeToString()

@@ -13,9 +13,11 @@ from outputd.errors import (
     NotFound,
     OutputdError,
     Precondition,
+    Throttled,
     TimedOut,
     TooLarge,
     Unavailable,
+    Unreachable,
     Unsupported,
 )
 from outputd.tree.status import Status
@@ -44,11 +46,14 @@ OF_ERROR: Final[dict[type[OutputdError], int]] = {
     # A build tool that reads an output whose bytes are nowhere must see a failing disk, not a missing file: the name is there.
     NotFound: errno.EIO,
     Corrupt: errno.EIO,
-    Unavailable: errno.EIO,
+    Unavailable: errno.EIO,  # the disk below
     TimedOut: errno.ETIMEDOUT,
+    Unreachable: errno.EREMOTEIO,
     Exhausted: errno.ENOSPC,
+    Throttled: errno.EBUSY,
     TooLarge: errno.EFBIG,
-    Denied: errno.EIO,
+    # Not EACCES: that would send people to look at the modes of files. kAFS says it like this, too.
+    Denied: errno.EKEYREJECTED,
     Unsupported: errno.EOPNOTSUPP,
 }
 

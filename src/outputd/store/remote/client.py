@@ -21,7 +21,8 @@ from outputd.errors import Corrupt, Invalid, OutputdError, Unsupported
 from outputd.store.base import RemoteAbilities
 from outputd.store.batches import batches, by_function
 from outputd.store.remote.capabilities import told, untold
-from outputd.store.remote.connection import Connection, Contact
+from outputd.store.remote.connection import Connection
+from outputd.store.remote.contact import Contact
 from outputd.store.remote.endpoint import RemoteOptions, parse_endpoint
 from outputd.store.remote.failure import of_status
 from outputd.store.remote.resource_name import blob_name, upload_name
@@ -41,6 +42,8 @@ _DIGESTS_A_CALL: Final = 10_000
 _UPLOAD_PIECE: Final = 1 << 20
 # Stream pieces without a byte are legal and, without a limit, a way to keep us for ever.
 _EMPTY_PIECES: Final = 1_000
+# Bytes of a stream that count as progress: a server that gives one a try would be tried for ever.
+_PROGRESS: Final = 4096
 # Digests put into or taken out of a message before the loop gets its turn: about 0.7 ms.
 _DIGESTS_A_TURN: Final = 250
 # Hashing less than this is over before a thread has started.
@@ -82,6 +85,11 @@ class RemoteStore:
     def contact(self) -> Contact:
         """Whether the server serves us."""
         return self._connection.contact
+
+    async def watch(self) -> None:
+        """Let the server be given up while it does not answer (contact.py), and probe it then, until cancelled."""
+        request = reapi.GetCapabilitiesRequest(instance_name=self._instance_name)
+        await self._connection.watch(_GET_CAPABILITIES, request.SerializeToString())
 
     async def close(self) -> None:
         await self._connection.close()
@@ -135,6 +143,7 @@ class RemoteStore:
         doing = f"read blob {digest}"
         tries = Tries(self._options.retry_seconds)
         size = digest.size
+        progressed = offset
         empty = 0
         if offset < size:
             await self._offering(digest.function)
@@ -157,7 +166,9 @@ class RemoteStore:
                     offset += len(piece)
                     if offset > size:
                         raise Corrupt(f"blob {digest} from {self.url}: more than {size} bytes came")
-                    tries.progress()
+                    if offset - progressed >= _PROGRESS:
+                        tries.progress()
+                        progressed = offset
                     yield piece
             if offset < size:
                 await tries.again(failure or self._truncated(digest, offset))
@@ -183,7 +194,7 @@ class RemoteStore:
                 reply = Failure(error, transient=True)
             await tries.again(reply)
 
-    async def write_batch(self, blobs: Mapping[Digest, bytes]) -> None:
+    async def write_batch(self, blobs: Mapping[Digest, bytes]) -> dict[Digest, OutputdError]:
         wanted = by_function(blobs)
         limit = (await self._offering(*wanted)).max_batch_bytes if wanted else 0
         jobs = []
@@ -192,7 +203,10 @@ class RemoteStore:
                 part = {digest: blobs[digest] for digest in batch}
                 small = batch[0].size <= limit
                 jobs.append(self._write_batch(function, part) if small else self._write_each(part))
-        await in_parallel(jobs)
+        failures: dict[Digest, OutputdError] = {}
+        for failed in await in_parallel(jobs):
+            failures.update(failed)
+        return failures
 
     async def _call(self, method: str, request: bytes, doing: str) -> bytes:
         """One request, one reply, tried again while that makes sense."""
@@ -340,10 +354,13 @@ class RemoteStore:
                 results[digest] = error
         return await self._verified(results)
 
-    async def _write_batch(self, function: DigestFunction, blobs: dict[Digest, bytes]) -> None:
-        """The blobs of one call, which is made again for those that failed for a moment."""
+    async def _write_batch(
+        self, function: DigestFunction, blobs: dict[Digest, bytes]
+    ) -> dict[Digest, OutputdError]:
+        """The blobs of one call, which is made again for those that failed for a moment. The failures."""
         doing = _doing("write", blobs)
         tries = Tries(self._options.retry_seconds)
+        failures: dict[Digest, OutputdError] = {}
         waiting = blobs
         while True:
             request = reapi.BatchUpdateBlobsRequest(
@@ -357,29 +374,48 @@ class RemoteStore:
             reply = await self._connection.call(_BATCH_UPDATE, request.SerializeToString(), doing)
             if isinstance(reply, Failure):
                 if isinstance(reply.error, (Unsupported, Invalid)):
-                    return await self._write_each(waiting)
-                await tries.again(reply)
-                continue
-            statuses = {
-                self._digest(function, answer.digest, doing): answer.status
-                for answer in _parse(reapi.BatchUpdateBlobsResponse, reply, doing).responses
-            }
-            failures = {
-                digest: of_status(statuses[digest], f"write blob {digest} at {self.url}")
-                if digest in statuses
-                else self._unanswered("write", digest)
-                for digest in waiting
-                if digest not in statuses or statuses[digest].code
-            }
-            if not failures:
-                return None
-            # The failure for which no other try makes sense goes first, and is raised.
-            await tries.again(min(failures.values(), key=lambda failure: failure.transient))
-            waiting = {digest: blobs[digest] for digest in failures}
+                    return failures | await self._write_each(waiting)
+                answers = dict.fromkeys(waiting, reply)
+            else:
+                answers = self._refusals(function, reply, waiting, doing)
+            again: Failure | None = None
+            for digest, answer in answers.items():
+                if answer.transient:
+                    again = answer
+                else:
+                    failures[digest] = answer.error
+            waiting = {digest: blobs[digest] for digest in answers if digest not in failures}
+            if again is None:
+                return failures
+            try:
+                await tries.again(again)
+            except OutputdError as error:
+                return failures | dict.fromkeys(waiting, error)
 
-    async def _write_each(self, blobs: dict[Digest, bytes]) -> None:
+    def _refusals(
+        self, function: DigestFunction, reply: bytes, waiting: Collection[Digest], doing: str
+    ) -> dict[Digest, Failure]:
+        """Those of `waiting` that a batch reply does not say were taken."""
+        statuses = {
+            self._digest(function, answer.digest, doing): answer.status
+            for answer in _parse(reapi.BatchUpdateBlobsResponse, reply, doing).responses
+        }
+        return {
+            digest: of_status(statuses[digest], f"write blob {digest} at {self.url}")
+            if digest in statuses
+            else self._unanswered("write", digest)
+            for digest in waiting
+            if digest not in statuses or statuses[digest].code
+        }
+
+    async def _write_each(self, blobs: dict[Digest, bytes]) -> dict[Digest, OutputdError]:
+        failures: dict[Digest, OutputdError] = {}
         for digest, data in blobs.items():
-            await self.write(digest, partial(_whole, data))
+            try:
+                await self.write(digest, partial(_whole, data))
+            except OutputdError as error:
+                failures[digest] = error
+        return failures
 
     def _digest(self, function: DigestFunction, message: reapi.Digest, doing: str) -> Digest:
         try:

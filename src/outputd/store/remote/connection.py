@@ -6,6 +6,7 @@ A call that fails gives a `Failure` as a value; who calls decides about another 
 from __future__ import annotations
 
 import asyncio
+import random
 import time
 from collections.abc import AsyncGenerator, AsyncIterator, Awaitable
 from contextvars import ContextVar
@@ -17,6 +18,7 @@ import grpc.aio
 from outputd import __version__
 from outputd._proto import remote_execution_pb2 as reapi
 from outputd.errors import Denied, TimedOut, Unavailable
+from outputd.store.remote.contact import Contact, Standing
 from outputd.store.remote.endpoint import (
     Endpoint,
     RemoteOptions,
@@ -24,7 +26,7 @@ from outputd.store.remote.endpoint import (
     open_channel,
     read_credentials,
 )
-from outputd.store.remote.failure import of_call
+from outputd.store.remote.failure import UNANSWERED, of_call
 from outputd.store.remote.retry import Failure
 
 build_id: ContextVar[str] = ContextVar("build_id", default="")
@@ -36,28 +38,15 @@ _RESOURCE_NAME: Final = "build.bazel.remote.execution.v2.resource-name"
 _ENDED: Final = (grpc.aio.AioRpcError, TimeoutError, asyncio.CancelledError)
 """How grpc.aio and our deadlines end a call that has no reply."""
 
+_LEAST_RATE: Final = 128
+"""Bytes a second, over the time of one timeout, below which a stream counts as standing still. 64 streams of it are 64 kbit/s."""
+_PROBE_SECONDS: Final = 5.0
+"""For one probe of a server that was given up."""
+_FIRST_PAUSE: Final = 0.5
+_LAST_PAUSE: Final = 5.0
+"""Seconds between probes: they double from the first to the last."""
+
 T = TypeVar("T")
-
-
-class Contact:
-    """Whether the server serves us, as the last call has shown it."""
-
-    __slots__ = ("last_error", "last_error_time", "reached")
-
-    def __init__(self) -> None:
-        self.reached: bool | None = None
-        """None before the first call has ended."""
-        self.last_error = ""
-        self.last_error_time = 0.0
-        """Seconds since 1970."""
-
-    def succeeded(self) -> None:
-        self.reached = True
-
-    def failed(self, text: str) -> None:
-        self.reached = False
-        self.last_error = text
-        self.last_error_time = time.time()
 
 
 class Connection:
@@ -69,82 +58,176 @@ class Connection:
         self.timeout: Final = options.timeout
         self.losses = 0
         """How often the server could not be reached: what was learnt from it before may be out of date."""
-        self.contact: Final = Contact()
+        self.contact: Final = Contact(endpoint.url, options.retry_seconds)
         self._credentials = read_credentials(endpoint, options)
         self._headers = check_headers(options.headers)
         self._slots = asyncio.Semaphore(options.max_concurrent)
         self._steps: set[asyncio.Timeout] = set()
         """The waits of all calls at this moment."""
+        self._given_up = asyncio.Event()
         self._channel: grpc.aio.Channel | None = None
         self._closed = False
 
     async def call(self, method: str, request: bytes, doing: str) -> bytes | Failure:
         """One request, one reply."""
-        async with self._slots:
+        if (refusal := await self._enter(doing)) is not None:
+            return refusal
+        began = time.monotonic()
+        try:
             call = self._open().unary_unary(method, None, None)
-            try:
-                # The server is told the deadline; that we keep it, too, is for a connection that closes.
-                reply: bytes = await self._step(
-                    call(request, timeout=self.timeout, metadata=self._metadata())
-                )
-                self.contact.succeeded()
-                return reply
-            except _ENDED as error:
-                return self._failure(error, doing)
+            # The server is told the deadline; that we keep it, too, is for a connection that closes.
+            reply: bytes = await self._step(
+                call(request, timeout=self.timeout, metadata=self._metadata()), self.timeout
+            )
+            self.contact.answered()
+            return reply
+        except _ENDED as error:
+            return self._failure(error, doing, began)
+        finally:
+            self._slots.release()
 
     async def receive(
         self, method: str, request: bytes, resource: str, doing: str
     ) -> AsyncGenerator[bytes | Failure]:
-        """One request, many replies. When the stream breaks, the last item is a Failure."""
-        async with self._slots:
+        """One request, many replies. When the stream breaks, the last item is a Failure.
+
+        It breaks, too, when less than _LEAST_RATE comes for the time of one timeout; what the receiver takes for itself does
+        not count.
+        """
+        if (refusal := await self._enter(doing)) is not None:
+            yield refusal
+            return
+        began = time.monotonic()
+        enough = _LEAST_RATE * self.timeout
+        moved = waited = 0.0
+        try:
             call = self._open().unary_stream(method, None, None)(request, metadata=self._metadata(resource))
             try:
-                while isinstance(reply := await self._step(call.read()), bytes):
+                while True:
+                    asked = time.monotonic()
+                    reply = await self._step(call.read(), self.timeout)
+                    if not isinstance(reply, bytes):
+                        break
+                    moved += len(reply)
+                    waited += time.monotonic() - asked
+                    if moved >= enough:
+                        moved = waited = 0.0
+                        self.contact.answered()
+                    elif waited >= self.timeout:
+                        yield self._standstill(doing, began, f"{moved:.0f} bytes in {waited:.1f} s")
+                        return
                     yield reply
-                self.contact.succeeded()
+                self.contact.answered()
             except _ENDED as error:
-                yield self._failure(error, doing)
+                yield self._failure(error, doing, began)
             finally:
                 call.cancel()
+        finally:
+            self._slots.release()
 
     async def send(
         self, method: str, requests: AsyncIterator[bytes], resource: str, doing: str
     ) -> bytes | Failure:
         """Many requests, one reply, which may come before all requests are out: then the rest is not sent."""
-        async with self._slots:
+        if (refusal := await self._enter(doing)) is not None:
+            return refusal
+        began = time.monotonic()
+        try:
             call = self._open().stream_unary(method, None, None)(None, metadata=self._metadata(resource))
             try:
                 try:
                     async for request in requests:
-                        await self._step(call.write(request))
-                    await self._step(call.done_writing())
+                        await self._step(call.write(request), self.timeout)
+                    await self._step(call.done_writing(), self.timeout)
                 except (grpc.aio.AioRpcError, asyncio.InvalidStateError):
                     pass  # The server ended the call, well or badly: its reply or status follows.
-                reply: bytes = await self._step(call)
-                self.contact.succeeded()
+                reply: bytes = await self._step(call, self.timeout)
+                self.contact.answered()
                 return reply
             except _ENDED as error:
-                return self._failure(error, doing)
+                return self._failure(error, doing, began)
             finally:
                 call.cancel()
+        finally:
+            self._slots.release()
+
+    async def watch(self, method: str, request: bytes) -> None:
+        """Let the server be given up when it does not answer, and from then on probe it with this call, until cancelled.
+
+        Without this no server is given up, and each call finds out for itself.
+        """
+        self.contact.breaks = True
+        try:
+            while True:
+                await self._given_up.wait()
+                self._given_up.clear()
+                pause = _FIRST_PAUSE
+                while self.contact.standing is Standing.GIVEN_UP:
+                    await asyncio.sleep(random.uniform(pause / 2, pause))
+                    pause = min(2 * pause, _LAST_PAUSE)
+                    await self._probe(method, request)
+        finally:
+            self.contact.breaks = False
+
+    async def _probe(self, method: str, request: bytes) -> None:
+        """Ask on a connection of its own; if there is an answer, of whatever kind, that is the connection from now on."""
+        channel = open_channel(self.endpoint, self._credentials)
+        seconds = min(self.timeout, _PROBE_SECONDS)
+        call = channel.unary_unary(method, None, None)
+        try:
+            async with asyncio.timeout(seconds):
+                await call(request, timeout=seconds, metadata=self._metadata())
+        except (grpc.aio.AioRpcError, TimeoutError) as error:
+            if isinstance(error, TimeoutError) or error.code() in UNANSWERED:
+                await channel.close(None)
+                return
+        except asyncio.CancelledError:
+            await channel.close(None)
+            raise
+        if self._closed:
+            await channel.close(None)
+            return
+        old, self._channel = self._channel, channel
+        self.contact.probed()
+        if old is not None:
+            await old.close(
+                None
+            )  # nothing is under way on it: all calls were ended when the server was given up
 
     async def close(self) -> None:
         """Ends calls in flight, and allows none afterwards."""
         self._closed = True
         # Closing the channel does not wake every wait: a write may hang on for its whole deadline.
-        for step in self._steps:
-            step.reschedule(0)
+        self._end_all()
         if self._channel is not None:
             await self._channel.close(None)
 
-    async def _step(self, wait: Awaitable[T]) -> T:
+    async def _enter(self, doing: str) -> Failure | None:
+        """Take a slot, to be released; or fail at once. The line moves, for each call in it ends or is ended."""
+        if (refusal := self.contact.refusal()) is not None:
+            return Failure(refusal, transient=False)
+        began = time.monotonic()
+        try:
+            await self._step(self._slots.acquire(), None)
+        except TimeoutError as error:  # closing, or given up
+            return self._failure(error, doing, began)
+        if (refusal := self.contact.refusal()) is not None:
+            self._slots.release()
+            return Failure(refusal, transient=False)
+        return None
+
+    async def _step(self, wait: Awaitable[T], seconds: float | None) -> T:
         """One wait of a call, with its deadline."""
-        async with asyncio.timeout(self.timeout) as step:
+        async with asyncio.timeout(seconds) as step:
             self._steps.add(step)
             try:
                 return await wait
             finally:
                 self._steps.remove(step)
+
+    def _end_all(self) -> None:
+        for step in self._steps:
+            step.reschedule(0)
 
     def _open(self) -> grpc.aio.Channel:
         if self._closed:
@@ -164,26 +247,42 @@ class Connection:
             metadata.add(_RESOURCE_NAME, resource)
         return metadata
 
-    def _failure(self, error: BaseException, doing: str) -> Failure:
+    def _failure(self, error: BaseException, doing: str, began: float) -> Failure:
         """What one of _ENDED means; a cancellation that is meant for our task goes on."""
-        doing = f"{doing} at {self.endpoint}"
         task = asyncio.current_task()
         if isinstance(error, asyncio.CancelledError) and (task is None or task.cancelling()):
             raise error
         if self._closed or isinstance(error, asyncio.CancelledError):
             # grpc.aio raises CancelledError also when its channel closes.
-            return Failure(Unavailable(f"cannot {doing}: the connection was closed"), transient=False)
-        if isinstance(error, grpc.aio.AioRpcError):
-            failure = of_call(error, doing)
-            if error.code() is grpc.StatusCode.UNAVAILABLE:
-                self.losses += 1
-        else:
-            failure = Failure(
-                TimedOut(f"cannot {doing}: nothing moved for {self.timeout:g} s"), transient=True
-            )
+            text = f"cannot {doing} at {self.endpoint}: the connection was closed"
+            return Failure(Unavailable(text), transient=False)
+        if (refusal := self.contact.refusal()) is not None:
+            return Failure(refusal, transient=False)  # ended because others had no answer
+        if not isinstance(error, grpc.aio.AioRpcError):
+            failure = self._standstill(doing, began, f"nothing for {self.timeout:g} s")
             failure.error.__cause__ = error
-        if isinstance(failure.error, Unavailable | Denied):
-            self.contact.failed(str(failure.error))
+            return failure
+        failure = of_call(error, f"{doing} at {self.endpoint}")
+        if error.code() is grpc.StatusCode.UNAVAILABLE:
+            self.losses += 1
+        if isinstance(failure.error, Denied):
+            self.contact.refused(str(failure.error))
+        elif error.code() in UNANSWERED:
+            self._unanswered(failure, began)
+        elif isinstance(failure.error, Unavailable):
+            self.contact.refused(str(failure.error))
         else:
-            self.contact.succeeded()  # it answered, if only that it lacks a blob
+            self.contact.answered()  # if only that it lacks a blob
         return failure
+
+    def _standstill(self, doing: str, began: float, moved: str) -> Failure:
+        failure = Failure(TimedOut(f"cannot {doing} at {self.endpoint}: it sent {moved}"), transient=True)
+        self._unanswered(failure, began)
+        return failure
+
+    def _unanswered(self, failure: Failure, began: float) -> None:
+        before = self.contact.standing
+        self.contact.unanswered(str(failure.error), began)
+        if self.contact.standing is Standing.GIVEN_UP and before is not Standing.GIVEN_UP:
+            self._given_up.set()
+            self._end_all()

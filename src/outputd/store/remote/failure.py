@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Sequence
 from typing import Final, cast
 
@@ -13,13 +14,13 @@ from outputd._proto import any_pb2, error_details_pb2, status_pb2
 from outputd.errors import (
     Corrupt,
     Denied,
-    Exhausted,
     Invalid,
     NotFound,
     OutputdError,
     Precondition,
+    Throttled,
     TimedOut,
-    Unavailable,
+    Unreachable,
     Unsupported,
 )
 from outputd.store.remote.retry import Failure
@@ -40,24 +41,34 @@ _TRANSIENT: Final = frozenset(
 
 _MEANING: Final[dict[grpc.StatusCode, type[OutputdError]]] = {
     # OK is not a failure; a server that fails with it has lost its wits.
-    _Code.OK: Unavailable,
-    _Code.CANCELLED: Unavailable,
-    _Code.UNKNOWN: Unavailable,
+    _Code.OK: Unreachable,
+    _Code.CANCELLED: Unreachable,
+    _Code.UNKNOWN: Unreachable,
     _Code.INVALID_ARGUMENT: Invalid,
     _Code.DEADLINE_EXCEEDED: TimedOut,
     _Code.NOT_FOUND: NotFound,
     _Code.ALREADY_EXISTS: Precondition,
     _Code.PERMISSION_DENIED: Denied,
-    _Code.RESOURCE_EXHAUSTED: Exhausted,
+    _Code.RESOURCE_EXHAUSTED: Throttled,
     _Code.FAILED_PRECONDITION: Precondition,
-    _Code.ABORTED: Unavailable,
+    _Code.ABORTED: Unreachable,
     _Code.OUT_OF_RANGE: Invalid,
     _Code.UNIMPLEMENTED: Unsupported,
-    _Code.INTERNAL: Unavailable,
-    _Code.UNAVAILABLE: Unavailable,
+    _Code.INTERNAL: Unreachable,
+    _Code.UNAVAILABLE: Unreachable,
     _Code.DATA_LOSS: Corrupt,
     _Code.UNAUTHENTICATED: Denied,
 }
+
+UNANSWERED: Final = frozenset({_Code.UNAVAILABLE, _Code.DEADLINE_EXCEEDED})
+"""Nobody, or nothing in time: gRPC's own words for it, or those of a proxy whose server is away."""
+
+# gRPC has no code for it: a handshake that one side ended on purpose is UNAVAILABLE, with the TLS library's words in the text
+# (BoringSSL's error names; "Peer name" is security/security_connector's). A connection that was merely lost has none of them.
+_TLS_REFUSAL: Final = re.compile(
+    r"CERTIFICATE_VERIFY_FAILED|TSI_PROTOCOL_FAILURE|Peer name \S+ is not in peer certificate|WRONG_VERSION_NUMBER"
+    r"|ALERT_(?:BAD_CERTIFICATE|CERTIFICATE_\w+|UNKNOWN_CA|ACCESS_DENIED|HANDSHAKE_FAILURE|\w*CERTIFICATE\w*)"
+)
 
 _BY_NUMBER: Final[dict[int, grpc.StatusCode]] = {code.value[0]: code for code in _Code}
 
@@ -82,7 +93,10 @@ def of_status(status: status_pb2.Status, doing: str) -> Failure:
 
 
 def _failure(code: grpc.StatusCode, message: str, details: Sequence[any_pb2.Any], doing: str) -> Failure:
-    error = _MEANING[code](f"cannot {doing}: {code.name}" + (f": {message}" if message else ""))
+    text = f"cannot {doing}: {code.name}" + (f": {message}" if message else "")
+    if code is _Code.UNAVAILABLE and _TLS_REFUSAL.search(message):
+        return Failure(Denied(text), transient=False)
+    error = _MEANING[code](text)
     return Failure(error, code in _TRANSIENT, _retry_delay(details))
 
 

@@ -55,7 +55,8 @@ async def write(fake: FakeRemote, client: RemoteStore) -> None:
 
 
 async def write_batch(fake: FakeRemote, client: RemoteStore) -> None:
-    await client.write_batch({absent(b"new"): b"new"})
+    for error in (await client.write_batch({absent(b"new"): b"new"})).values():
+        raise error
 
 
 Operation = Callable[[FakeRemote, RemoteStore], Coroutine[Any, Any, None]]

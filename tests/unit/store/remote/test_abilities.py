@@ -10,7 +10,7 @@ import grpc.aio
 import pytest
 
 from outputd.digest import DigestFunction
-from outputd.errors import Unavailable, Unsupported
+from outputd.errors import Unreachable, Unsupported
 from tests.unit.store.fake_remote import Fault
 from tests.unit.store.remote.operations import absent, source, stream
 from tests.unit.store.worlds import BOUND, HASTY, PATIENT, remote_world, run
@@ -66,7 +66,7 @@ class TestAbilities:
                 start = time.monotonic()
                 asked = [client.find_missing([absent(b"%d" % number)]) for number in range(50)]
                 answers = await asyncio.gather(*asked, return_exceptions=True)
-                assert {type(answer) for answer in answers} == {Unavailable}
+                assert {type(answer) for answer in answers} == {Unreachable}
                 # One after the other they would take fifty times the patience of one.
                 assert time.monotonic() - start < BOUND
                 fake.faults.clear()

@@ -9,7 +9,7 @@ import grpc.aio
 import pytest
 
 from outputd._proto import remote_execution_pb2 as reapi
-from outputd.errors import Invalid, Unavailable
+from outputd.errors import Denied, Invalid, Unavailable
 from outputd.store.remote import RemoteOptions, RemoteStore, parse_endpoint
 from tests.unit.store.fake_remote import CAPABILITIES
 from tests.unit.store.worlds import run
@@ -112,13 +112,12 @@ def test_tls_with_a_certificate_on_either_side() -> None:
         await server.start()
         await ask(open_port, options(ca="server"))
         await ask(strict_port, options(ca="server", client="client"))
-        for port, refused in (
-            (strict_port, options(ca="server")),
-            (open_port, options(ca="client")),
-            (open_port, options()),
-        ):
-            with pytest.raises(Unavailable, match="cannot get capabilities at grpcs://localhost"):
-                await ask(port, refused)
+        for distrusting in (options(ca="client"), options()):
+            with pytest.raises(Denied, match="cannot get capabilities at grpcs://localhost"):
+                await ask(open_port, distrusting)
+        # TLS 1.3: the server looks at our certificate when the handshake is over for us, and just hangs up.
+        with pytest.raises(Unavailable, match="cannot get capabilities at grpcs://localhost"):
+            await ask(strict_port, options(ca="server"))
         with pytest.raises(Unavailable):
             await ask(open_port, options(), "grpc://localhost")
         await server.stop(None)

@@ -13,13 +13,13 @@ from outputd.digest import DigestFunction
 from outputd.errors import (
     Corrupt,
     Denied,
-    Exhausted,
     Invalid,
     NotFound,
     OutputdError,
     Precondition,
+    Throttled,
     TimedOut,
-    Unavailable,
+    Unreachable,
     Unsupported,
 )
 from tests.unit.store.fake_remote import Fault
@@ -31,7 +31,7 @@ SHA256 = DigestFunction.SHA256
 
 
 PERMANENT: dict[grpc.StatusCode, type[OutputdError]] = {
-    Code.CANCELLED: Unavailable,
+    Code.CANCELLED: Unreachable,
     Code.INVALID_ARGUMENT: Invalid,
     Code.NOT_FOUND: NotFound,
     Code.ALREADY_EXISTS: Precondition,
@@ -43,12 +43,12 @@ PERMANENT: dict[grpc.StatusCode, type[OutputdError]] = {
     Code.UNAUTHENTICATED: Denied,
 }
 TRANSIENT: dict[grpc.StatusCode, type[OutputdError]] = {
-    Code.UNKNOWN: Unavailable,
+    Code.UNKNOWN: Unreachable,
     Code.DEADLINE_EXCEEDED: TimedOut,
-    Code.RESOURCE_EXHAUSTED: Exhausted,
-    Code.ABORTED: Unavailable,
-    Code.INTERNAL: Unavailable,
-    Code.UNAVAILABLE: Unavailable,
+    Code.RESOURCE_EXHAUSTED: Throttled,
+    Code.ABORTED: Unreachable,
+    Code.INTERNAL: Unreachable,
+    Code.UNAVAILABLE: Unreachable,
 }
 
 
@@ -87,7 +87,7 @@ class TestFailures:
                 fake.fail(method, *[Fault(code=Code.RESOURCE_EXHAUSTED)] * 10_000)
                 start = time.monotonic()
                 with pytest.raises(
-                    Exhausted, match=r"RESOURCE_EXHAUSTED: as told \(tried \d+ times in 0\.\d s\)"
+                    Throttled, match=r"RESOURCE_EXHAUSTED: as told \(tried \d+ times in 0\.\d s\)"
                 ):
                     await OPERATIONS[method](fake, client)
                 assert time.monotonic() - start < BOUND
@@ -132,7 +132,7 @@ class TestFailures:
         async def test() -> None:
             async with remote_world(HASTY) as (fake, client):
                 fake.fail("FindMissingBlobs", Fault(code=Code.RESOURCE_EXHAUSTED, retry_delay=3600))
-                with pytest.raises(Exhausted, match="tried 1 times"):
+                with pytest.raises(Throttled, match="tried 1 times"):
                     await find(fake, client)
 
         run(test)
@@ -143,7 +143,7 @@ class TestFailures:
                 await fake.stop()
                 for operation in OPERATIONS.values():
                     start = time.monotonic()
-                    with pytest.raises(Unavailable, match=f"at {fake.url}: UNAVAILABLE"):
+                    with pytest.raises(Unreachable, match=f"at {fake.url}: UNAVAILABLE"):
                         await operation(fake, client)
                     assert time.monotonic() - start < BOUND
 
