@@ -212,16 +212,17 @@ def test_a_remote_that_stays_dead() -> None:
         here.relay.cut_after(LARGE // 2)
         here.daemon.expects(
             *(
-                f"READ of /outputs/base/{name} .* failed with EIO: .*{here.relay.url}"
+                f"READ of /outputs/base/{name} .* failed with EREMOTEIO: .*{here.relay.url}"
                 for name in ("unread", "large")
             )
         )
+        here.daemon.expects("was given up, it has not answered since")
         for file in (large, unread):
-            assert read_error(file) == errno.EIO
+            assert read_error(file) == errno.EREMOTEIO
         assert here.relay.cut_off.is_set()
         # Copy-out before the first write needs the bytes, too; to truncate does not.
-        here.daemon.expects("OPEN of /outputs/base/unread .* failed with EIO: .*")
-        with pytest.raises(OSError, match="Input/output error"), open(unread, "ab"):
+        here.daemon.expects("OPEN of /outputs/base/unread .* failed with EREMOTEIO: .*")
+        with pytest.raises(OSError, match="Remote I/O error"), open(unread, "ab"):
             pass
         assert read.read_bytes() == b"r" * SMALL
         with open(large, "wb") as file_made:
@@ -246,9 +247,9 @@ def test_a_remote_that_refuses_us() -> None:
     with world() as here:
         file = here.stage("file", b"x" * SMALL)
         here.remote.fail("BatchReadBlobs", *[Fault(code=grpc.StatusCode.UNAUTHENTICATED)] * ALWAYS)
-        here.daemon.expects(r"READ of /outputs/base/file .* failed with EIO: .*UNAUTHENTICATED")
+        here.daemon.expects(r"READ of /outputs/base/file .* failed with EKEYREJECTED: .*UNAUTHENTICATED")
         began = time.monotonic()
-        assert read_error(file) == errno.EIO
+        assert read_error(file) == errno.EKEYREJECTED
         assert time.monotonic() - began < PATIENCE, "it was tried again"
         here.build.finish()
 
@@ -340,7 +341,7 @@ def patient() -> Iterator[World]:
 def test_who_waits_can_be_ended(
     patient: World, does: str, number: signal.Signals, request: pytest.FixtureRequest
 ) -> None:
-    """The kernel sends INTERRUPT for who waits for an answer of ours; who waits for a page it lets go when the signal is deadly."""
+    """The kernel sends INTERRUPT for who waits for an answer of ours; of who waits for a page we find out."""
     here = patient
     name = request.node.name
     path = here.stage_tree(name) if does in (LIST, STAT) else here.stage(name, name.encode() * 1000)
@@ -352,8 +353,7 @@ def test_who_waits_can_be_ended(
         process.send_signal(number)
         assert process.wait(BOUND) == -number
         assert time.monotonic() - began < PATIENCE
-    if does is not READ:
-        here.remote.ended("BatchReadBlobs")
+    here.remote.ended("BatchReadBlobs")
     here.check_healthy()
 
 

@@ -286,11 +286,11 @@ def test_a_restart(remote: Upstream) -> None:
             check_tree(top / "unseen tree")
             read_tree(top / "unseen tree")  # the same blobs as in the seen one
 
-        daemon.expects(rf"READ of /outputs/base/unread .* failed with EIO: .*{remote.relay.url}")
+        daemon.expects(rf"READ of /outputs/base/unread .* failed with EREMOTEIO: .*{remote.relay.url}")
         began = time.monotonic()
         with pytest.raises(OSError) as raised:
             (top / "unread").read_bytes()
-        assert raised.value.errno == errno.EIO
+        assert raised.value.errno == errno.EREMOTEIO
         assert time.monotonic() - began < 5
         remote.relay.mend()
         assert (top / "unread").read_bytes() == unread

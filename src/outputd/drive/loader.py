@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Iterator, Mapping
-from typing import Final, Protocol
+from collections.abc import Awaitable, Iterator, Mapping
+from typing import Final, Protocol, TypeVar
 
 from google.protobuf.message import DecodeError
 
@@ -18,6 +18,8 @@ from outputd.tree.expand import Listing, expand
 from outputd.tree.node import NO_RECORD, Child, Directory, Volume
 
 _log = logging.getLogger(__name__)
+
+T = TypeVar("T")
 
 _MAX_DIRECTORY_BYTES: Final = 64 << 20
 """Largest Directory message that is read; 16 MiB is what others take (bb_clientd), a directory of 100k files has about 11 MiB."""
@@ -54,7 +56,7 @@ class Loader:
     async def load(self, directory: Directory) -> None:
         """Expand a collapsed directory. Raises NotFound, Corrupt, Exhausted, Unavailable or Denied; then it is as before."""
         if directory.children is None:
-            await self._flights.join(directory, lambda: self._load(directory))
+            await self._in_time(directory, self._flights.join(directory, lambda: self._load(directory)))
 
     async def _message(self, digest: Digest, blobs: BlobStore) -> bytes:
         """The bytes of one Directory message, from here or the store. Raises as `load`."""
@@ -65,7 +67,7 @@ class Loader:
             raise Corrupt(
                 f"Directory {digest}: larger than {_MAX_DIRECTORY_BYTES} bytes, which no message may be"
             )
-        message = await self._read(digest, "Directory", blobs)
+        message = await blobs.read(digest)
         self._objects.keep_directories({digest: message})
         return message
 
@@ -75,7 +77,7 @@ class Loader:
             raise Corrupt(
                 f"Tree {tree}: larger than outputs.max_tree_bytes allows, {self._max_tree_bytes} bytes"
             )
-        data = await self._read(tree, "Tree", blobs)
+        data = await blobs.read(tree)
         if len(data) >= _THREAD_BYTES:
             root, messages = await asyncio.to_thread(_take_apart, tree, data)
             await asyncio.to_thread(self._objects.keep_directories, messages)
@@ -88,7 +90,7 @@ class Loader:
         """The entries of a directory without expanding it; those of a collapsed one lie in no tree. As `load`."""
         if directory.children is not None:
             return directory.children
-        brought = await self._bring(directory)
+        brought = await self._in_time(directory, self._bring(directory))
         if brought is None:
             return await self.peek(directory)
         aside = _beside(directory)
@@ -139,12 +141,13 @@ class Loader:
             )
         return record
 
-    async def _read(self, digest: Digest, what: str, blobs: BlobStore) -> bytes:
+    async def _in_time(self, directory: Directory, work: Awaitable[T]) -> T:
         try:
             async with asyncio.timeout(self._timeout):
-                return await blobs.read(digest)
+                return await work
         except TimeoutError:
-            raise TimedOut(f"{what} {digest}: not here after {self._timeout:g} s") from None
+            what = f"Directory {directory.digest}" if directory.digest else f"Tree {directory.tree}"
+            raise TimedOut(f"{what}: not here after {self._timeout:g} s") from None
 
 
 def _beside(directory: Directory) -> Directory:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import os
 from collections import deque
-from collections.abc import AsyncGenerator, AsyncIterator, Collection, Mapping, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Collection, Iterator, Mapping, Sequence
 from contextlib import aclosing
 from functools import partial
 from types import TracebackType
@@ -118,6 +118,11 @@ class CachedStore:
                     self._leave(flight)
         return failures
 
+    def under_way(self) -> Iterator[tuple[Flight, str]]:
+        """What is being brought at this moment, each with the instance name it is asked of; empty for the one of the settings."""
+        for name, store in (("", self), *self._siblings.items()):
+            yield from ((flight, name) for flight in store._flights.values() if not flight.over)
+
     async def read(self, digest: Digest) -> bytes:
         data = await self._read_here(digest)
         if data is None:
@@ -167,6 +172,9 @@ class CachedStore:
 
     def _leave(self, flight: Flight) -> None:
         flight.leave()
+        self._tidy(flight)
+
+    def _tidy(self, flight: Flight) -> None:
         if flight.over and self._flights.get(flight.digest) is flight:
             del self._flights[flight.digest]
 
@@ -198,11 +206,13 @@ class CachedStore:
     async def _bring(self, departure: Departure, remote: RemoteBlobs) -> None:
         with departure as flights:
             if flights[0].digest.size > _SMALL:
-                await self._bring_large(flights[0].digest, remote)
-                return
-            failures = await self._bring_small([flight.digest for flight in flights], remote)
-            for flight in flights:
-                flight.land(failures.get(flight.digest))
+                await self._bring_large(flights[0], remote)
+            else:
+                failures = await self._bring_small([flight.digest for flight in flights], remote)
+                for flight in flights:
+                    flight.land(failures.get(flight.digest))
+        for flight in flights:
+            self._tidy(flight)  # of one that nobody waits for any more no other end is noticed
 
     async def _bring_small(
         self, digests: Collection[Digest], remote: RemoteBlobs
@@ -215,11 +225,15 @@ class CachedStore:
             failures |= await self._keep(await remote.read_batch(wrong))
         return failures
 
-    async def _bring_large(self, digest: Digest, remote: RemoteBlobs) -> None:
+    async def _bring_large(self, flight: Flight, remote: RemoteBlobs) -> None:
         for last in (False, True):
+            flight.received = 0
             try:
-                async with aclosing(remote.read_stream(digest)) as pieces:
-                    await self._keep_stream(digest, pieces)
+                async with (
+                    aclosing(remote.read_stream(flight.digest)) as pieces,
+                    aclosing(_counted(flight, pieces)) as counted,
+                ):
+                    await self._keep_stream(flight.digest, counted)
                 return
             except Corrupt:
                 if last:
@@ -284,6 +298,12 @@ class CachedStore:
         if len(digests) <= _LOOKUPS_HERE:
             return self._local.missing(digests)
         return await in_thread(self._local.missing, digests)
+
+
+async def _counted(flight: Flight, pieces: AsyncIterator[bytes]) -> AsyncGenerator[bytes]:
+    async for piece in pieces:
+        flight.received += len(piece)
+        yield piece
 
 
 def _write_all(writer: BlobWriter, pieces: list[bytes]) -> None:

@@ -1,11 +1,12 @@
 """Blobs on their way in and those who wait for them: one flight per digest, whoever asks; never moves a byte itself.
 
-A waiter may give up without harm to the others. When the last one has given up, the work ends.
+A waiter may give up without harm to the others. When the last one has given up, the work ends, unless most of it is done.
 """
 
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import Sequence
 from types import TracebackType
 
@@ -16,10 +17,13 @@ from outputd.errors import OutputdError, Unavailable
 class Flight:
     """One blob on its way in."""
 
-    __slots__ = ("_departure", "_landed", "_waiters", "digest")
+    __slots__ = ("_departure", "_landed", "_waiters", "began", "digest", "received")
 
     def __init__(self, digest: Digest) -> None:
         self.digest = digest
+        self.began = time.monotonic()
+        self.received = 0
+        """Bytes that have come so far."""
         self._landed: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self._waiters = 0
         self._departure: Departure | None = None
@@ -29,13 +33,22 @@ class Flight:
         """Landed, failed, or given up by everybody."""
         return self._landed.done()
 
+    @property
+    def waiters(self) -> int:
+        return self._waiters
+
+    @property
+    def nearly_here(self) -> bool:
+        """Whether it goes on when nobody waits any more: two thirds have come, and would have to come again."""
+        return self.received > 2 * (self.digest.size - self.received)
+
     def board(self) -> None:
         """Wait from now on: `leave` must follow."""
         self._waiters += 1
 
     def leave(self) -> None:
         self._waiters -= 1
-        if self._waiters == 0 and not self.over:
+        if self._waiters == 0 and not self.over and not self.nearly_here:
             self._landed.cancel()
             self._end_if_over()
 

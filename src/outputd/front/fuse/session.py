@@ -11,13 +11,14 @@ import errno
 import logging
 import struct
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Iterator
 from typing import Final, TypeAlias
 
+from outputd.digest import Digest
 from outputd.drive.content import Frozen, NotLocal
 from outputd.drive.driver import Driver
 from outputd.drive.reaper import Reaper
-from outputd.errors import OutputdError
+from outputd.errors import OutputdError, Throttled
 from outputd.front.fuse.channel import MAX_WRITE, Channel, Notifier
 from outputd.front.fuse.errnos import of_error
 from outputd.front.fuse.files import Files
@@ -25,8 +26,9 @@ from outputd.front.fuse.listings import Listings
 from outputd.front.fuse.names import Names
 from outputd.front.fuse.passthrough import Passthrough
 from outputd.front.fuse.ranges import Ranges
+from outputd.front.fuse.waiting import Request, Waiting
 from outputd.front.fuse.xattrs import Xattrs
-from outputd.tree.node import File, Node
+from outputd.tree.node import Directory, File, Node
 from outputd.tree.status import NotLoaded, Status
 from outputd.tree.tree import ROOT_INO, Tree
 from outputd.wire.fuse_abi import (
@@ -53,7 +55,9 @@ _log = logging.getLogger(__name__)
 Reply: TypeAlias = bytes | Awaitable[bytes] | None
 Handler: TypeAlias = Callable[[int, int, int, int, memoryview, int], Reply]
 
-_MAX_BACKGROUND: Final = 64
+_MAX_BACKGROUND: Final = 4096
+"""Read-aheads and asynchronous reads that the kernel lets be under way at once; it holds back those that come after, also of files
+whose bytes are here. So it is more than may wait for a remote."""
 _WANTED: Final = (
     Init.ASYNC_READ
     | Init.ATOMIC_O_TRUNC
@@ -99,8 +103,9 @@ class Session:
         self._files = files
         self._listings = listings
         self._passthrough = passthrough
-        self._waiting: dict[int, asyncio.Task[None]] = {}
-        """Requests that wait, by their `unique`."""
+        self._waiting = Waiting(tasks)
+        self._most_waiting = 0
+        """Requests that may wait for what is not here, the next one fails; known from INIT on."""
         self.minor = 0
         """ABI minor version agreed on; 0 before INIT."""
         self.features = Init(0)
@@ -149,10 +154,9 @@ class Session:
                 Opcode.REMOVEXATTR: xattrs.removexattr,
             }
 
-    @property
-    def waiting(self) -> int:
+    def waiting(self) -> Iterator[Request]:
         """Requests that are under way."""
-        return len(self._waiting)
+        return iter(self._waiting)
 
     def on_request(self, buffer: memoryview, length: int) -> None:
         """Serve one message of the kernel. Never raises."""
@@ -172,17 +176,21 @@ class Session:
                     if not self._channel.reply(answer):
                         self._take_back(opcode, answer)
                 else:
-                    self._later(opcode, unique, nodeid, pid, answer)
+                    self._later(Request(opcode, unique, nodeid, pid), answer)
         except Frozen as frozen:
-            self._later(opcode, unique, nodeid, pid, self._renewed(unique, frozen.file))
+            self._later(Request(opcode, unique, nodeid, pid), self._renewed(unique, frozen.file))
         except (NotLoaded, NotLocal):
+            request = Request(opcode, unique, nodeid, pid)
+            if len(self._waiting) >= self._most_waiting:
+                self._fail(request, Throttled(f"{len(self._waiting)} requests wait already"))
+                return
             message = bytes(buffer[:end])
             again = self._driver.run(
                 lambda: handler(unique, nodeid, uid, gid, memoryview(message), len(message))
             )
-            self._later(opcode, unique, nodeid, pid, again)
+            self._later(request, again)
         except Exception as error:
-            self._fail(opcode, unique, nodeid, pid, error, 0.0)
+            self._fail(Request(opcode, unique, nodeid, pid), error)
         if self._tree.dropped:
             self._reaper.wake()
 
@@ -200,30 +208,15 @@ class Session:
 
     def abandon(self) -> None:
         """The mount is gone: end the requests that wait, for nobody waits for their answers any more."""
-        for task in self._waiting.values():
-            asyncio.get_running_loop().call_soon(task.cancel)  # not at once, as in _interrupt
+        self._waiting.abandon()
 
     # within
 
-    def _later(
-        self,
-        opcode: int,
-        unique: int,
-        nodeid: int,
-        pid: int,
-        answer: Awaitable[bytes | Awaitable[bytes] | None],
-    ) -> None:
-        self._waiting[unique] = self._tasks.create_task(self._wait(opcode, unique, nodeid, pid, answer))
+    def _later(self, request: Request, answer: Awaitable[bytes | Awaitable[bytes] | None]) -> None:
+        self._waiting.add(request, self._wait(request, answer))
 
-    async def _wait(
-        self,
-        opcode: int,
-        unique: int,
-        nodeid: int,
-        pid: int,
-        answer: Awaitable[bytes | Awaitable[bytes] | None],
-    ) -> None:
-        began = time.monotonic()
+    async def _wait(self, request: Request, answer: Awaitable[bytes | Awaitable[bytes] | None]) -> None:
+        unique = request.unique
         try:
             try:
                 result = await answer
@@ -232,15 +225,13 @@ class Session:
             if result is not None and not isinstance(result, bytes):
                 result = await result
             if result is not None and not self._channel.reply(result):
-                self._take_back(opcode, result)
+                self._take_back(request.opcode, result)
         except asyncio.CancelledError:
-            # The caller got a signal, or we are stopping. The kernel takes EINTR for either.
+            # The caller is to stop, or has gone, or we are stopping. The kernel takes EINTR for each.
             self._channel.reply(error_reply(unique, errno.EINTR))
             raise
         except Exception as error:
-            self._fail(opcode, unique, nodeid, pid, error, time.monotonic() - began)
-        finally:
-            del self._waiting[unique]
+            self._fail(request, error)
 
     async def _renewed(self, unique: int, file: File) -> bytes:
         """Have the caller come again: to ESTALE the kernel answers by looking the path up anew, and finds another node there."""
@@ -250,27 +241,34 @@ class Session:
         await self.invalidate(stale)
         return error_reply(unique, errno.ESTALE)
 
-    def _fail(self, opcode: int, unique: int, nodeid: int, pid: int, error: Exception, took: float) -> None:
+    def _fail(self, request: Request, error: Exception) -> None:
         """One log line and one errno for a request that went wrong."""
+        opcode, nodeid = request.opcode, request.nodeid
         if isinstance(error, OutputdError):
             number = of_error(error)
-            _log.warning(
-                "%s of %s for process %d failed with %s%s: %s",
+            took = time.monotonic() - request.began
+            wanted = self.wanted(nodeid)
+            # What Content raises again for the second READ of one read(2) was told before.
+            again = isinstance(error.__cause__, OutputdError) and str(error.__cause__) == str(error)
+            _log.log(
+                logging.DEBUG if again else logging.WARNING,
+                "%s of %s for process %d failed with %s%s: %s%s",
                 Opcode(opcode).name,
-                self._path(nodeid),
-                pid,
+                self.path(nodeid),
+                request.pid,
                 errno.errorcode[number],
                 f" after {took:.1f} s" if took >= _SLOW else "",
                 error,
+                f" ({wanted})" if wanted and wanted.rpartition(" ")[2] not in str(error) else "",
             )
         elif isinstance(error, KeyError) and nodeid not in self._tree.inodes:
             number = errno.ESTALE
             _log.warning("%s of unknown inode %d", Opcode(opcode).name, nodeid)
         else:
             number = errno.EIO
-            _log.error("%s of %s: our own fault", Opcode(opcode).name, self._path(nodeid), exc_info=error)
+            _log.error("%s of %s: our own fault", Opcode(opcode).name, self.path(nodeid), exc_info=error)
         if opcode not in UNANSWERED:
-            self._channel.reply(error_reply(unique, number))
+            self._channel.reply(error_reply(request.unique, number))
 
     def _take_back(self, opcode: int, answer: bytes) -> None:
         """The request was interrupted and the kernel never got this answer: it holds neither the node nor the handle."""
@@ -315,13 +313,15 @@ class Session:
         if self._passthrough.wanted and offered & Init.PASSTHROUGH:
             self.features |= Init.PASSTHROUGH
             self._passthrough.enabled = True
+        background = min(_MAX_BACKGROUND, _most_background())
+        self._most_waiting = background * 3 // 4
         return init_reply(
             unique,
             minor=KERNEL_MINOR_VERSION,
             max_readahead=max_readahead,
             flags=self.features,
-            max_background=_MAX_BACKGROUND,
-            congestion_threshold=_MAX_BACKGROUND * 3 // 4,
+            max_background=background,
+            congestion_threshold=self._most_waiting,
             max_write=MAX_WRITE,
             time_gran=1,
             max_pages=MAX_WRITE >> 12,
@@ -331,16 +331,22 @@ class Session:
     def _interrupt(
         self, unique: int, nodeid: int, uid: int, gid: int, message: memoryview, end: int
     ) -> bytes | None:
-        task = self._waiting.get(decode_interrupt(message, end))
-        if task is not None:
-            # Not at once: a task that is cancelled before its first step never answers, and its caller would wait for ever.
-            asyncio.get_running_loop().call_soon(task.cancel)
+        self._waiting.interrupt(decode_interrupt(message, end))
         return None  # an INTERRUPT is answered only to have it sent again
 
     def _destroy(self, unique: int, nodeid: int, uid: int, gid: int, message: memoryview, end: int) -> bytes:
         return error_reply(unique, 0)
 
-    def _path(self, nodeid: int) -> str:
+    def wanted(self, nodeid: int) -> str:
+        """What an inode is known by while its bytes or children are not here; empty when they may be."""
+        node = self._tree.inodes.get(nodeid)
+        if isinstance(node, File) and isinstance(node.content, Digest):
+            return f"blob {node.content}"
+        if isinstance(node, Directory) and node.children is None:
+            return f"Tree {node.tree}" if node.digest is None else f"Directory {node.digest}"
+        return ""
+
+    def path(self, nodeid: int) -> str:
         """Where an inode lies below the mount point, for people."""
         node: Node | None = self._tree.inodes.get(nodeid)
         parts: list[str] = []
@@ -348,3 +354,12 @@ class Session:
             parts.append(node.name.decode(errors="backslashreplace") or f"(removed inode {nodeid})")
             node = node.parent
         return "/" + "/".join(reversed(parts))
+
+
+def _most_background() -> int:
+    """What the kernel allows who is not root: INIT's max_background is cut to it (process_init_limits)."""
+    try:
+        with open("/sys/module/fuse/parameters/max_user_bgreq") as file:
+            return int(file.read())
+    except OSError:
+        return _MAX_BACKGROUND

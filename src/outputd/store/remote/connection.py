@@ -64,7 +64,7 @@ class Connection:
         self._slots = asyncio.Semaphore(options.max_concurrent)
         self._steps: set[asyncio.Timeout] = set()
         """The waits of all calls at this moment."""
-        self._given_up = asyncio.Event()
+        self._doubt = asyncio.Event()
         self._channel: grpc.aio.Channel | None = None
         self._closed = False
 
@@ -159,10 +159,13 @@ class Connection:
         self.contact.breaks = True
         try:
             while True:
-                await self._given_up.wait()
-                self._given_up.clear()
+                await self._doubt.wait()
+                self._doubt.clear()
+                if self.contact.standing is Standing.SUSPECTED:
+                    await self._probe(method, request)
                 pause = _FIRST_PAUSE
                 while self.contact.standing is Standing.GIVEN_UP:
+                    self._end_all()
                     await asyncio.sleep(random.uniform(pause / 2, pause))
                     pause = min(2 * pause, _LAST_PAUSE)
                     await self._probe(method, request)
@@ -170,29 +173,28 @@ class Connection:
             self.contact.breaks = False
 
     async def _probe(self, method: str, request: bytes) -> None:
-        """Ask on a connection of its own; if there is an answer, of whatever kind, that is the connection from now on."""
+        """Ask on a connection of its own. When a server that was given up answers, in whatever way, that is the connection."""
         channel = open_channel(self.endpoint, self._credentials)
+        spare: grpc.aio.Channel | None = channel
         seconds = min(self.timeout, _PROBE_SECONDS)
-        call = channel.unary_unary(method, None, None)
         try:
-            async with asyncio.timeout(seconds):
-                await call(request, timeout=seconds, metadata=self._metadata())
-        except (grpc.aio.AioRpcError, TimeoutError) as error:
-            if isinstance(error, TimeoutError) or error.code() in UNANSWERED:
-                await channel.close(None)
-                return
-        except asyncio.CancelledError:
-            await channel.close(None)
-            raise
-        if self._closed:
-            await channel.close(None)
-            return
-        old, self._channel = self._channel, channel
-        self.contact.probed()
-        if old is not None:
-            await old.close(
-                None
-            )  # nothing is under way on it: all calls were ended when the server was given up
+            answered = True
+            try:
+                async with asyncio.timeout(seconds):
+                    await channel.unary_unary(method, None, None)(
+                        request, timeout=seconds, metadata=self._metadata()
+                    )
+            except TimeoutError:
+                answered = False
+            except grpc.aio.AioRpcError as error:
+                answered = error.code() not in UNANSWERED
+            self.contact.probed(answered=answered)
+            if self.contact.standing is Standing.ON_TRIAL and not self._closed:
+                # Nothing is under way on the old one: all calls were ended when the server was given up.
+                spare, self._channel = self._channel, channel
+        finally:
+            if spare is not None:
+                await spare.close(None)
 
     async def close(self) -> None:
         """Ends calls in flight, and allows none afterwards."""
@@ -281,8 +283,6 @@ class Connection:
         return failure
 
     def _unanswered(self, failure: Failure, began: float) -> None:
-        before = self.contact.standing
         self.contact.unanswered(str(failure.error), began)
-        if self.contact.standing is Standing.GIVEN_UP and before is not Standing.GIVEN_UP:
-            self._given_up.set()
-            self._end_all()
+        if self.contact.standing in (Standing.SUSPECTED, Standing.GIVEN_UP):
+            self._doubt.set()

@@ -1,8 +1,8 @@
 """Whether a server serves us, learnt from the calls that were made, and when to stop asking it: a circuit breaker. Makes no call.
 
-An outage no longer than the patience is ridden out by whoever tries again. After that the server is given up: calls fail at once,
-and only probes ask. A probe that is answered puts it on trial: calls go out again, the first that is answered ends the outage, the
-first that is not ends the trial.
+An outage no longer than the patience is ridden out by whoever tries again. After that the server is suspected, and asked by a
+probe: if that is not answered either, the server is given up. Calls fail at once then, and only probes ask. One that is answered
+puts the server on trial: calls go out again, the first that is answered ends the outage, the first that is not ends the trial.
 """
 
 from __future__ import annotations
@@ -28,6 +28,7 @@ class Standing(enum.Enum):
     """What we do with a server."""
 
     SERVING = "serving"
+    SUSPECTED = "suspected"
     GIVEN_UP = "given up"
     ON_TRIAL = "on trial"
 
@@ -42,6 +43,7 @@ class Contact:
         "_patience",
         "_since",
         "_since_date",
+        "_spared",
         "_url",
         "breaks",
         "last_error",
@@ -70,11 +72,13 @@ class Contact:
         """The same in seconds since 1970."""
         self._ended = 0.0
         """When the last of them ended."""
+        self._spared = False
+        """Whether a probe was answered since, while calls still are not."""
 
     @property
     def unanswered_since(self) -> float | None:
         """Seconds since 1970 when the outage began; None while the server is not given up."""
-        return None if self.standing is Standing.SERVING else self._since_date
+        return self._since_date if self.standing in (Standing.GIVEN_UP, Standing.ON_TRIAL) else None
 
     def refusal(self) -> Unreachable | None:
         """What a call is told while the server is given up."""
@@ -111,14 +115,22 @@ class Contact:
             and self._failures >= _FAILURES
             and now - self._since >= self._patience
         ):
-            self.standing = Standing.GIVEN_UP
-            _log.warning("%s; reads of what is not here fail until it answers", self.refusal())
+            self.standing = Standing.SUSPECTED
+            if self._spared:
+                self.probed(answered=False)
 
-    def probed(self) -> None:
-        """A probe was answered."""
-        if self.standing is Standing.GIVEN_UP:
+    def probed(self, *, answered: bool) -> None:
+        """A probe of a server that is suspected or given up has ended."""
+        if self.standing is Standing.GIVEN_UP and answered:
             self.standing = Standing.ON_TRIAL
             self.reached = True
+        elif self.standing is Standing.SUSPECTED and answered:
+            self.standing = Standing.SERVING
+            self._failures = 0  # they get their time once more, on what may be a new connection
+            self._spared = True
+        elif self.standing is Standing.SUSPECTED:
+            self.standing = Standing.GIVEN_UP
+            _log.warning("%s; reads of what is not here fail until it answers", self.refusal())
 
     def _note(self, text: str) -> None:
         self.reached = False
@@ -127,6 +139,7 @@ class Contact:
 
     def _end_of_row(self) -> None:
         self._failures = 0
-        if self.standing is not Standing.SERVING:
-            self.standing = Standing.SERVING
+        self._spared = False
+        before, self.standing = self.standing, Standing.SERVING
+        if before in (Standing.GIVEN_UP, Standing.ON_TRIAL):
             _log.info("%s answers again, after %.0f s", self._url, self._clock() - self._since)

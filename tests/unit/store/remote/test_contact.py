@@ -29,6 +29,11 @@ class World:
     def standing(self) -> Standing:
         return self.contact.standing
 
+    def give_up(self) -> None:
+        self.fail()
+        self.fail()
+        self.contact.probed(answered=False)
+
     def fail(self, took: float = 0.0, pause: float = 0.0) -> Standing:
         """One call more that got no answer."""
         self.clock.now += pause
@@ -50,8 +55,12 @@ def test_a_short_outage_is_ridden_out() -> None:
 def test_a_long_one_ends_the_calls(caplog: pytest.LogCaptureFixture) -> None:
     world = World()
     world.fail()
-    assert world.contact.refusal() is None
-    assert world.fail(pause=30) is Standing.GIVEN_UP
+    assert world.fail(pause=30) is Standing.SUSPECTED
+    assert world.fail(pause=1) is Standing.SUSPECTED
+    assert world.contact.refusal() is None, "a probe decides"
+    assert not caplog.records
+    world.contact.probed(answered=False)
+    assert world.standing() is Standing.GIVEN_UP
     refusal = world.contact.refusal()
     assert isinstance(refusal, Unreachable)
     assert URL in str(refusal)
@@ -65,7 +74,28 @@ def test_a_long_one_ends_the_calls(caplog: pytest.LogCaptureFixture) -> None:
 def test_calls_that_hang_count_from_their_beginning() -> None:
     world = World()
     assert world.fail(took=30) is Standing.SERVING, "one may be a blob that the server chokes on"
-    assert world.fail(took=30) is Standing.GIVEN_UP
+    assert world.fail(took=30) is Standing.SUSPECTED
+
+
+def test_a_probe_that_is_answered_gives_calls_their_time_once_more() -> None:
+    world = World()
+    world.fail()
+    assert world.fail(pause=30) is Standing.SUSPECTED
+    world.contact.probed(answered=True)
+    assert world.standing() is Standing.SERVING
+    assert world.fail(pause=1) is Standing.SERVING
+    assert world.fail(pause=29) is Standing.SERVING
+    assert world.fail(pause=1) is Standing.GIVEN_UP, "it answers probes and nothing else"
+
+
+def test_an_answer_lifts_a_suspicion(caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.INFO)
+    world = World(0)
+    world.fail()
+    assert world.fail() is Standing.SUSPECTED
+    world.contact.answered()
+    assert world.standing() is Standing.SERVING
+    assert not caplog.records
 
 
 def test_failures_far_apart_are_no_outage() -> None:
@@ -84,9 +114,8 @@ def test_nothing_is_given_up_that_nobody_probes() -> None:
 def test_any_answer_ends_an_outage(what: str, caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level(logging.INFO)
     world = World(0)
-    world.fail()
-    assert world.fail() is Standing.GIVEN_UP
-    world.contact.probed()
+    world.give_up()
+    world.contact.probed(answered=True)
     assert world.standing() is Standing.ON_TRIAL
     assert world.contact.refusal() is None
     world.clock.now += 60
@@ -102,12 +131,11 @@ def test_any_answer_ends_an_outage(what: str, caplog: pytest.LogCaptureFixture) 
 
 def test_a_trial_ends_with_the_first_failure_and_without_a_word(caplog: pytest.LogCaptureFixture) -> None:
     world = World(0)
-    world.fail()
-    world.fail()
+    world.give_up()
     since = world.contact.unanswered_since
-    world.contact.probed()
+    world.contact.probed(answered=True)
     assert world.fail(pause=1) is Standing.GIVEN_UP
     assert len(caplog.records) == 1
     assert world.contact.unanswered_since == since
-    world.contact.probed()
+    world.contact.probed(answered=True)
     assert world.standing() is Standing.ON_TRIAL
