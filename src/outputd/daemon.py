@@ -17,10 +17,11 @@ import socket
 import stat
 import threading
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterator
 from typing import Final
 
 import grpc.aio
+from google.protobuf.descriptor import ServiceDescriptor
 
 from outputd import __version__
 from outputd._proto import (
@@ -43,19 +44,23 @@ from outputd.drive.loader import Loader
 from outputd.drive.reaper import Reaper
 from outputd.errors import OutputdError, Precondition, Unavailable
 from outputd.front.fuse.answers import Timeouts
+from outputd.front.fuse.callers import name_of
 from outputd.front.fuse.front import FuseFront
 from outputd.rpc.action_cache import ActionCache
 from outputd.rpc.admin import Admin, MountFacts, RemoteFacts
 from outputd.rpc.bazel_output_service import BazelOutputService
 from outputd.rpc.byte_stream import ByteStream
+from outputd.rpc.calls import Calls
 from outputd.rpc.capabilities import Capabilities
 from outputd.rpc.cas import ContentAddressableStorage
 from outputd.rpc.health import Health
+from outputd.rpc.operations import KernelRequest, Operations
 from outputd.rpc.services import SERVER_OPTIONS, service_handler
 from outputd.store.cached import CachedStore
 from outputd.store.disk_store import DiskStore
 from outputd.store.remote.client import RemoteStore
 from outputd.tree.tree import Tree
+from outputd.wire.fuse_abi import Opcode
 
 _log = logging.getLogger(__name__)
 
@@ -190,6 +195,13 @@ async def _run(config: Config, stop: asyncio.Event) -> None:
             background.append(tasks.create_task(builds.checkpoints.run(), name="checkpoints"))
             mount_path = await front.start(config.mount.path, allow_other=config.mount.allow_other)
             try:
+                calls = Calls()
+                operations = Operations(
+                    lambda: _kernel_requests(front, mount_path),
+                    calls,
+                    store.under_way,
+                    "" if remote is None else remote.url,
+                )
                 admin = Admin(
                     builds,
                     local,
@@ -198,8 +210,9 @@ async def _run(config: Config, stop: asyncio.Event) -> None:
                     lambda: _begin_count(local),
                     lambda: _mount_facts(front, mount_path),
                     None if remote is None else lambda: _remote_facts(remote),
+                    operations,
                 )
-                async with _listening(config, store, state, builds, admin, tasks):
+                async with _listening(config, store, state, builds, admin, calls, tasks):
                     _log.info(
                         "outputd %s: outputs at %s/outputs, listening on %s",
                         __version__,
@@ -253,6 +266,7 @@ async def _listening(
     state: State,
     builds: Builds,
     admin: Admin,
+    calls: Calls,
     tasks: asyncio.TaskGroup,
 ) -> AsyncIterator[None]:
     """Every service on every address."""
@@ -268,12 +282,20 @@ async def _listening(
         (reapi["ActionCache"], ActionCache(state, store)),
         (reapi["Capabilities"], Capabilities()),
         (bytestream_pb2.DESCRIPTOR.services_by_name["ByteStream"], byte_stream),
-        (admin_pb2.DESCRIPTOR.services_by_name["Admin"], admin),
     ]
-    health = Health([descriptor.full_name for descriptor, _ in services])
+    admin_descriptor = admin_pb2.DESCRIPTOR.services_by_name["Admin"]
+    health = Health([descriptor.full_name for descriptor, _ in [*services, (admin_descriptor, admin)]])
+    # Who asks what is under way, or watches our health for hours, is not stuck.
+    onlookers: list[tuple[ServiceDescriptor, object]] = [
+        (admin_descriptor, admin),
+        (health_descriptor, health),
+    ]
     server = grpc.aio.server(options=SERVER_OPTIONS)
     server.add_generic_rpc_handlers(
-        tuple(service_handler(*service) for service in [*services, (health_descriptor, health)])
+        (
+            *(service_handler(*service, calls) for service in services),
+            *(service_handler(*service) for service in onlookers),
+        )
     )
     sockets = [address.path for address in config.listen.addresses if isinstance(address, UnixAddress)]
     for path in sockets:
@@ -358,4 +380,21 @@ def _mount_facts(front: FuseFront, path: str) -> MountFacts:
 
 def _remote_facts(remote: RemoteStore) -> RemoteFacts:
     contact = remote.contact
-    return RemoteFacts(remote.url, contact.reached, contact.last_error, contact.last_error_time)
+    return RemoteFacts(
+        remote.url, contact.reached, contact.last_error, contact.last_error_time, contact.unanswered_since
+    )
+
+
+def _kernel_requests(front: FuseFront, mount_path: str) -> Iterator[KernelRequest]:
+    session = front.session
+    if session is None:
+        return
+    for request in session.waiting():
+        yield KernelRequest(
+            Opcode(request.opcode).name,
+            mount_path + session.path(request.nodeid),
+            request.pid,
+            name_of(request.pid),
+            request.began,
+            session.wanted(request.nodeid),
+        )

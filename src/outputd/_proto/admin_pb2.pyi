@@ -241,6 +241,8 @@ class Remote(_message.Message):
         """The last call was answered."""
         FAILING: Remote._State.ValueType  # 2
         """The last call failed."""
+        GIVEN_UP: Remote._State.ValueType  # 3
+        """It does not answer: calls fail at once, until it answers a probe."""
 
     class State(_State, metaclass=_StateEnumTypeWrapper):
         """What is known of the server; learnt from the calls that were made."""
@@ -251,11 +253,14 @@ class Remote(_message.Message):
     """The last call was answered."""
     FAILING: Remote.State.ValueType  # 2
     """The last call failed."""
+    GIVEN_UP: Remote.State.ValueType  # 3
+    """It does not answer: calls fail at once, until it answers a probe."""
 
     URL_FIELD_NUMBER: _builtins.int
     STATE_FIELD_NUMBER: _builtins.int
     LAST_ERROR_FIELD_NUMBER: _builtins.int
     LAST_ERROR_TIME_FIELD_NUMBER: _builtins.int
+    UNANSWERED_SINCE_FIELD_NUMBER: _builtins.int
     url: _builtins.str
     """Its URL, as in the settings."""
     state: Global___Remote.State.ValueType
@@ -266,6 +271,10 @@ class Remote(_message.Message):
     def last_error_time(self) -> _timestamp_pb2.Timestamp:
         """When that was. Unset: none so far."""
 
+    @_builtins.property
+    def unanswered_since(self) -> _timestamp_pb2.Timestamp:
+        """Since when it does not answer, if it was given up. Unset: it was not."""
+
     def __init__(
         self,
         *,
@@ -273,11 +282,196 @@ class Remote(_message.Message):
         state: Global___Remote.State.ValueType = ...,
         last_error: _builtins.str = ...,
         last_error_time: _timestamp_pb2.Timestamp | None = ...,
+        unanswered_since: _timestamp_pb2.Timestamp | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["last_error_time", b"last_error_time"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["last_error_time", b"last_error_time", "unanswered_since", b"unanswered_since"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["last_error", b"last_error", "last_error_time", b"last_error_time", "state", b"state", "url", b"url"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["last_error", b"last_error", "last_error_time", b"last_error_time", "state", b"state", "unanswered_since", b"unanswered_since", "url", b"url"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___Remote: _TypeAlias = Remote  # noqa: Y015
+
+@_typing.final
+class ListOperationsRequest(_message.Message):
+    """Which operations to list."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    OLDER_THAN_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def older_than(self) -> _duration_pb2.Duration:
+        """Those that began at least so long ago. Unset: all."""
+
+    def __init__(
+        self,
+        *,
+        older_than: _duration_pb2.Duration | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["older_than", b"older_than"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["older_than", b"older_than"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ListOperationsRequest: _TypeAlias = ListOperationsRequest  # noqa: Y015
+
+@_typing.final
+class ListOperationsResponse(_message.Message):
+    """Operations under way."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    KERNEL_REQUESTS_FIELD_NUMBER: _builtins.int
+    CALLS_FIELD_NUMBER: _builtins.int
+    FETCHES_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def kernel_requests(self) -> _containers.RepeatedCompositeFieldContainer[Global___KernelRequest]:
+        """Requests of the kernel that could not be answered at once."""
+
+    @_builtins.property
+    def calls(self) -> _containers.RepeatedCompositeFieldContainer[Global___Call]:
+        """Calls of clients on the daemon's socket, but for questions to this service."""
+
+    @_builtins.property
+    def fetches(self) -> _containers.RepeatedCompositeFieldContainer[Global___Fetch]:
+        """Blobs that are being brought from the remote server."""
+
+    def __init__(
+        self,
+        *,
+        kernel_requests: _abc.Iterable[Global___KernelRequest] | None = ...,
+        calls: _abc.Iterable[Global___Call] | None = ...,
+        fetches: _abc.Iterable[Global___Fetch] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["calls", b"calls", "fetches", b"fetches", "kernel_requests", b"kernel_requests"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ListOperationsResponse: _TypeAlias = ListOperationsResponse  # noqa: Y015
+
+@_typing.final
+class KernelRequest(_message.Message):
+    """What a system call of some process waits for."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    OPCODE_FIELD_NUMBER: _builtins.int
+    PATH_FIELD_NUMBER: _builtins.int
+    PID_FIELD_NUMBER: _builtins.int
+    PROCESS_FIELD_NUMBER: _builtins.int
+    AGE_FIELD_NUMBER: _builtins.int
+    WAITS_FOR_FIELD_NUMBER: _builtins.int
+    opcode: _builtins.str
+    """FUSE's name for it, for instance `READ` or `LOOKUP`."""
+    path: _builtins.str
+    """The file or directory, absolute."""
+    pid: _builtins.int
+    """The thread that waits. 0: it is in a process namespace that the daemon does not see."""
+    process: _builtins.str
+    """The name of its program. Empty: not known."""
+    waits_for: _builtins.str
+    """The blob, Directory or Tree that it waits for, by digest. Empty: for the disk."""
+    @_builtins.property
+    def age(self) -> _duration_pb2.Duration:
+        """How long it has waited."""
+
+    def __init__(
+        self,
+        *,
+        opcode: _builtins.str = ...,
+        path: _builtins.str = ...,
+        pid: _builtins.int = ...,
+        process: _builtins.str = ...,
+        age: _duration_pb2.Duration | None = ...,
+        waits_for: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["age", b"age"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["age", b"age", "opcode", b"opcode", "path", b"path", "pid", b"pid", "process", b"process", "waits_for", b"waits_for"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___KernelRequest: _TypeAlias = KernelRequest  # noqa: Y015
+
+@_typing.final
+class Call(_message.Message):
+    """A call of a client."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    METHOD_FIELD_NUMBER: _builtins.int
+    PEER_FIELD_NUMBER: _builtins.int
+    AGE_FIELD_NUMBER: _builtins.int
+    method: _builtins.str
+    """Service and method."""
+    peer: _builtins.str
+    """The client's address, as gRPC writes it."""
+    @_builtins.property
+    def age(self) -> _duration_pb2.Duration:
+        """How long it has been under way."""
+
+    def __init__(
+        self,
+        *,
+        method: _builtins.str = ...,
+        peer: _builtins.str = ...,
+        age: _duration_pb2.Duration | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["age", b"age"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["age", b"age", "method", b"method", "peer", b"peer"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___Call: _TypeAlias = Call  # noqa: Y015
+
+@_typing.final
+class Fetch(_message.Message):
+    """A blob on its way in."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    DIGEST_FIELD_NUMBER: _builtins.int
+    RECEIVED_BYTES_FIELD_NUMBER: _builtins.int
+    SIZE_BYTES_FIELD_NUMBER: _builtins.int
+    WAITERS_FIELD_NUMBER: _builtins.int
+    REMOTE_FIELD_NUMBER: _builtins.int
+    INSTANCE_NAME_FIELD_NUMBER: _builtins.int
+    AGE_FIELD_NUMBER: _builtins.int
+    digest: _builtins.str
+    """Function, hash and size."""
+    received_bytes: _builtins.int
+    """Bytes that have come so far. Small blobs come in batches: all or nothing."""
+    size_bytes: _builtins.int
+    """Its size."""
+    waiters: _builtins.int
+    """Who waits for it: requests of the kernel, calls, and the daemon's own work."""
+    remote: _builtins.str
+    """The server's URL."""
+    instance_name: _builtins.str
+    """The instance name it is asked for. Empty: the one of the settings."""
+    @_builtins.property
+    def age(self) -> _duration_pb2.Duration:
+        """How long it has been under way."""
+
+    def __init__(
+        self,
+        *,
+        digest: _builtins.str = ...,
+        received_bytes: _builtins.int = ...,
+        size_bytes: _builtins.int = ...,
+        waiters: _builtins.int = ...,
+        remote: _builtins.str = ...,
+        instance_name: _builtins.str = ...,
+        age: _duration_pb2.Duration | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["age", b"age"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["age", b"age", "digest", b"digest", "instance_name", b"instance_name", "received_bytes", b"received_bytes", "remote", b"remote", "size_bytes", b"size_bytes", "waiters", b"waiters"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___Fetch: _TypeAlias = Fetch  # noqa: Y015

@@ -3,22 +3,31 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
-from typing import Final
+from collections.abc import Callable, Mapping
+from typing import Final, TypeVar
 
 from outputd.config import Address, Config, Places, UnixAddress
 from outputd.errors import OutputdError, Unavailable
 from outputd.rpc.admin_client import GetStatusResponse, fetch_status
+
+Answer = TypeVar("Answer")
 
 ANSWER_SECONDS: Final = 5.0
 
 
 def status_of_daemon(settings: Config, environ: Mapping[str, str]) -> GetStatusResponse:
     """Its status, from the first address that answers. Raises what went wrong at the first address."""
+    return ask_daemon(settings, environ, fetch_status)
+
+
+def ask_daemon(
+    settings: Config, environ: Mapping[str, str], question: Callable[[str, float], Answer]
+) -> Answer:
+    """What `question(target, seconds)` tells of the first address that answers. Raises what went wrong at the first address."""
     first: OutputdError | None = None
     for address in settings.listen.addresses:
         try:
-            return status_at(address, environ)
+            return _ask_at(address, environ, question)
         except OutputdError as wrong:
             first = first or wrong
     assert first is not None, "the settings hold at least one address"
@@ -27,10 +36,14 @@ def status_of_daemon(settings: Config, environ: Mapping[str, str]) -> GetStatusR
 
 def status_at(address: Address, environ: Mapping[str, str]) -> GetStatusResponse:
     """The status of the daemon at one address. Raises Unavailable, TimedOut, Denied or Invalid."""
+    return _ask_at(address, environ, fetch_status)
+
+
+def _ask_at(address: Address, environ: Mapping[str, str], question: Callable[[str, float], Answer]) -> Answer:
     if isinstance(address, UnixAddress):
         if not os.path.lexists(address.path):
             raise Unavailable(f"no daemon answers at {address}: there is no such socket")
         places = Places.of(environ)
         if os.path.dirname(address.path) == places.private_fallback():
             places.check_private(places.private_fallback())
-    return fetch_status(address.target, ANSWER_SECONDS)
+    return question(address.target, ANSWER_SECONDS)

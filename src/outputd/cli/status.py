@@ -97,12 +97,16 @@ def _remote_data(status: GetStatusResponse) -> dict[str, object] | None:
         "last_error_time": _instant(remote.last_error_time.seconds)
         if remote.HasField("last_error_time")
         else None,
+        "unanswered_since": _instant(remote.unanswered_since.seconds)
+        if remote.HasField("unanswered_since")
+        else None,
     }
 
 
 def _remote_state(status: GetStatusResponse) -> str:
     name = type(status.remote).State.Name(status.remote.state)
-    return {"REACHABLE": "reachable", "FAILING": "failing"}.get(name, "not asked yet")
+    words = {"REACHABLE": "reachable", "FAILING": "failing", "GIVEN_UP": "given up"}
+    return words.get(name, "not asked yet")
 
 
 def _lines(status: GetStatusResponse, console: Console) -> Iterator[str]:
@@ -117,6 +121,8 @@ def _lines(status: GetStatusResponse, console: Console) -> Iterator[str]:
     remote = "none; the local store alone"
     if status.HasField("remote"):
         remote = f"{status.remote.url}, {_remote_state(status)}"
+        if status.remote.HasField("unanswered_since"):
+            remote += f", no answer since {_instant(status.remote.unanswered_since.seconds)}"
         if status.remote.last_error:
             remote += f"; last error: {status.remote.last_error}"
     yield from columns(

@@ -11,7 +11,9 @@ from dataclasses import dataclass
 from outputd import __version__
 from outputd._proto import admin_pb2
 from outputd.builds.builds import Builds
+from outputd.errors import Invalid
 from outputd.rpc.edge import Context
+from outputd.rpc.operations import Operations
 from outputd.store.base import LocalStore
 
 
@@ -34,6 +36,8 @@ class RemoteFacts:
     last_error: str
     last_error_time: float
     """Seconds since 1970; 0 while there was none."""
+    unanswered_since: float | None
+    """Seconds since 1970 when it stopped answering; None unless it was given up."""
 
 
 class Admin:
@@ -48,6 +52,7 @@ class Admin:
         begin_count: Callable[[], None],
         mount: Callable[[], MountFacts],
         remote: Callable[[], RemoteFacts] | None,
+        operations: Operations,
     ) -> None:
         """`begin_count` has the store's blobs counted in the background, for a later question."""
         self._builds = builds
@@ -57,6 +62,7 @@ class Admin:
         self._begin_count = begin_count
         self._mount = mount
         self._remote = remote
+        self._operations = operations
         self._began = time.monotonic()
 
     async def get_status(
@@ -95,10 +101,21 @@ class Admin:
             self._describe_remote(reply.remote, self._remote())
         return reply
 
+    async def list_operations(
+        self, request: admin_pb2.ListOperationsRequest, _context: Context
+    ) -> admin_pb2.ListOperationsResponse:
+        seconds = request.older_than.seconds + request.older_than.nanos / 1e9
+        if seconds < 0:
+            raise Invalid(f"older_than: {seconds:g} s; expected 0 or more")
+        return self._operations.older_than(seconds)
+
     def _describe_remote(self, reply: admin_pb2.Remote, remote: RemoteFacts) -> None:
         reply.url = remote.url
         reply.last_error = remote.last_error
         if remote.reached is not None:
             reply.state = admin_pb2.Remote.REACHABLE if remote.reached else admin_pb2.Remote.FAILING
+        if remote.unanswered_since is not None:
+            reply.state = admin_pb2.Remote.GIVEN_UP
+            reply.unanswered_since.FromMilliseconds(int(remote.unanswered_since * 1000))
         if remote.last_error_time:
             reply.last_error_time.FromMilliseconds(int(remote.last_error_time * 1000))

@@ -6,16 +6,31 @@ Protocol: `outputd.v1.Admin` (protos/outputd/v1/admin.proto).
 from __future__ import annotations
 
 import asyncio
-from typing import Final
+from typing import Final, TypeVar
 
 import grpc.aio
+from google.protobuf.message import Message
 
 from outputd._proto import admin_pb2
-from outputd._proto.admin_pb2 import GetStatusRequest, GetStatusResponse, OutputBase
+from outputd._proto.admin_pb2 import (
+    GetStatusRequest,
+    GetStatusResponse,
+    ListOperationsRequest,
+    ListOperationsResponse,
+    OutputBase,
+)
 from outputd.errors import Invalid, OutputdError, TimedOut, Unavailable
 from outputd.rpc.client import CHANNEL_OPTIONS, Stub
 
-__all__ = ["GetStatusResponse", "OutputBase", "fetch_status"]
+__all__ = [
+    "GetStatusResponse",
+    "ListOperationsResponse",
+    "OutputBase",
+    "fetch_operations",
+    "fetch_status",
+]
+
+Reply = TypeVar("Reply", bound=Message)
 
 # The daemon is on this machine; http_proxy is not meant for it.
 _OPTIONS: Final = (*CHANNEL_OPTIONS, ("grpc.enable_http_proxy", 0))
@@ -23,14 +38,21 @@ _OPTIONS: Final = (*CHANNEL_OPTIONS, ("grpc.enable_http_proxy", 0))
 
 def fetch_status(target: str, seconds: float) -> GetStatusResponse:
     """The status of the daemon at a gRPC target. Raises Unavailable, TimedOut, or Invalid when something else answers there."""
-    return asyncio.run(_fetch_status(target, seconds))
+    return asyncio.run(_ask(target, seconds, "GetStatus", GetStatusRequest(), GetStatusResponse))
 
 
-async def _fetch_status(target: str, seconds: float) -> GetStatusResponse:
+def fetch_operations(target: str, seconds: float, older_than: float) -> ListOperationsResponse:
+    """What it has had under way for `older_than` seconds. Raises as `fetch_status`."""
+    request = ListOperationsRequest()
+    request.older_than.FromMilliseconds(int(older_than * 1000))
+    return asyncio.run(_ask(target, seconds, "ListOperations", request, ListOperationsResponse))
+
+
+async def _ask(target: str, seconds: float, method: str, request: Message, reply: type[Reply]) -> Reply:
     async with grpc.aio.insecure_channel(target, options=_OPTIONS) as channel:
         admin = Stub(channel, admin_pb2.DESCRIPTOR.services_by_name["Admin"])
         try:
-            return await admin.call("GetStatus", GetStatusRequest(), GetStatusResponse, timeout=seconds)
+            return await admin.call(method, request, reply, timeout=seconds)
         except TimedOut as wrong:
             raise TimedOut(
                 f"{target} does not answer within {seconds:g} s; what listens there is busy or stuck"

@@ -21,6 +21,7 @@ from google.protobuf.descriptor import MethodDescriptor, ServiceDescriptor
 from google.protobuf.message import Message
 from google.protobuf.message_factory import GetMessageClass
 
+from outputd.rpc.calls import Calls
 from outputd.rpc.edge import Context, answer_call, decode
 
 SERVER_OPTIONS: Final = (
@@ -62,18 +63,24 @@ def gives_bytes(method: Method) -> Method:
 
 
 def service_handler(
-    service: ServiceDescriptor, implementation: object
+    service: ServiceDescriptor, implementation: object, calls: Calls | None = None
 ) -> grpc.GenericRpcHandler[bytes, bytes]:
-    """What `server.add_generic_rpc_handlers` wants. Raises AttributeError unless every RPC has its method."""
+    """What `server.add_generic_rpc_handlers` wants. Raises AttributeError unless every RPC has its method.
+
+    `calls`, if given, knows of each call while it is served.
+    """
+    under_way = Calls() if calls is None else calls
     handlers = {
-        method.name: _method_handler(method, getattr(implementation, _WORD.sub("_", method.name).lower()))
+        method.name: _method_handler(
+            method, getattr(implementation, _WORD.sub("_", method.name).lower()), under_way
+        )
         for method in service.methods
     }
     return grpc.method_handlers_generic_handler(service.full_name, handlers)
 
 
 def _method_handler(
-    method: MethodDescriptor, behaviour: Callable[..., Any]
+    method: MethodDescriptor, behaviour: Callable[..., Any], calls: Calls
 ) -> grpc.RpcMethodHandler[bytes, bytes]:
     # gRPC gets no serializers: one that fails there would be answered with UNKNOWN, which clients retry.
     name = method.full_name
@@ -102,7 +109,8 @@ def _method_handler(
     work: Callable[[Any, Context], Awaitable[Any]] = many_replies if method.server_streaming else one_reply
 
     async def handler(raw: Any, context: Context) -> Any:
-        return await answer_call(name, context, work(raw, context))
+        with calls.entered(name, context.peer()):
+            return await answer_call(name, context, work(raw, context))
 
     kind = {
         (False, False): grpc.unary_unary_rpc_method_handler,
