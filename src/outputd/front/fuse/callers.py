@@ -1,9 +1,9 @@
 """What has become of the process behind a request, as /proc tells (proc(5)): whether it still wants an answer. Changes nothing.
 
 The kernel sends INTERRUPT for any signal. Not each asks the process to stop: Go's scheduler sends SIGURG all the time, children
-that end send SIGCHLD. Programs do not expect EINTR from a file, and a page fault makes a SIGBUS of it (filemap_fault), so it is
-given to those alone who are to stop. And the kernel sends nothing for whoever waits for a page, killed or not
-(folio_lock_killable).
+that end send SIGCHLD. Programs do not expect EINTR from a file, and where the kernel itself copies from a mapping they get EFAULT
+(fault_signal_pending); so only who is to stop is answered like that. And the kernel sends nothing for whoever waits for a page,
+killed or not (folio_lock_killable).
 """
 
 from __future__ import annotations
