@@ -71,6 +71,8 @@ class FakeRemote:
         self.url = f"unix:{socket}"
         self.blobs: dict[Digest, bytes] = {}
         self.faults: defaultdict[str, deque[Fault]] = defaultdict(deque)
+        self.plan: Callable[[str], Fault] | None = None
+        """What befalls a call of a method for which no fault waits."""
         self.calls: list[str] = []
         """Methods in the order they were called."""
         self.ends: list[str] = []
@@ -163,7 +165,9 @@ class FakeRemote:
             self.calls.append(method)
             self._called.notify_all()
         self.metadata = dict(context.invocation_metadata())
-        fault = self.faults[method].popleft() if self.faults[method] else Fault()
+        fault = Fault() if self.plan is None else self.plan(method)
+        if self.faults[method]:
+            fault = self.faults[method].popleft()
         if fault.delay:
             await asyncio.sleep(fault.delay)
         if fault.hang:
