@@ -7,11 +7,17 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import grpc
 import pytest
 
-from outputd._proto.admin_pb2 import GetStatusRequest, GetStatusResponse
+from outputd._proto.admin_pb2 import (
+    GetStatusRequest,
+    GetStatusResponse,
+    ListOperationsRequest,
+    ListOperationsResponse,
+)
 from outputd.cli.console import Console
 from outputd.cli.main import run
 
@@ -44,6 +50,39 @@ def outputd(tmp_path: Path) -> Commands:
     return Commands(tmp_path)
 
 
+@dataclass
+class Operations:
+    """A daemon that is asked what is under way."""
+
+    reply: ListOperationsResponse = field(default_factory=ListOperationsResponse)
+    asked: list[float] = field(default_factory=list)
+    """The ages it was asked for, in seconds."""
+
+    def answer(self, request: ListOperationsRequest, _context: object) -> ListOperationsResponse:
+        self.asked.append(request.older_than.seconds + request.older_than.nanos / 1e9)
+        return self.reply
+
+
+@pytest.fixture
+def operations(tmp_path: Path) -> Iterator[Operations]:
+    """Served at the usual socket of `outputd`'s home."""
+    served = Operations()
+    server = grpc.server(ThreadPoolExecutor(2))
+    method = grpc.unary_unary_rpc_method_handler(
+        served.answer, ListOperationsRequest.FromString, ListOperationsResponse.SerializeToString
+    )
+    _serve(server, tmp_path, "ListOperations", method)
+    yield served
+    server.stop(None).wait()
+
+
+def _serve(server: grpc.Server, home: Path, name: str, method: grpc.RpcMethodHandler[Any, Any]) -> None:
+    handler = grpc.method_handlers_generic_handler("outputd.v1.Admin", {name: method})
+    server.add_generic_rpc_handlers((handler,))
+    server.add_insecure_port(f"unix:{home}/outputd.sock")
+    server.start()
+
+
 Answer = Callable[[GetStatusRequest, grpc.ServicerContext], GetStatusResponse]
 
 
@@ -56,10 +95,7 @@ def serve_admin(tmp_path: Path) -> Iterator[Callable[[Answer], None]]:
         method = grpc.unary_unary_rpc_method_handler(
             answer, GetStatusRequest.FromString, GetStatusResponse.SerializeToString
         )
-        handler = grpc.method_handlers_generic_handler("outputd.v1.Admin", {"GetStatus": method})
-        server.add_generic_rpc_handlers((handler,))
-        server.add_insecure_port(f"unix:{tmp_path}/outputd.sock")
-        server.start()
+        _serve(server, tmp_path, "GetStatus", method)
 
     yield serve
     server.stop(None).wait()

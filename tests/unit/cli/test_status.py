@@ -51,6 +51,13 @@ def test_a_young_daemon(outputd: Commands, daemon: GetStatusResponse) -> None:
     assert "no output bases yet: `outputd bazelrc`" in out
 
 
+def test_a_remote_that_was_given_up(outputd: Commands, daemon: GetStatusResponse) -> None:
+    daemon.remote.url, daemon.remote.state, daemon.remote.last_error = "grpc://h:1", Remote.GIVEN_UP, "away"
+    daemon.remote.unanswered_since.FromSeconds(1_800_000_000)
+    out = outputd("status").out
+    assert "remote  grpc://h:1, given up, no answer since 2027-01-15T08:00:00Z; last error: away\n" in out
+
+
 def test_programs(outputd: Commands, daemon: GetStatusResponse) -> None:
     daemon.output_bases.add(id="b1", entries=1 << 40)
     daemon.remote.url = "grpc://h:1"
@@ -62,6 +69,7 @@ def test_programs(outputd: Commands, daemon: GetStatusResponse) -> None:
         "state": "not asked yet",
         "last_error": None,
         "last_error_time": None,
+        "unanswered_since": None,
     }
     assert data["output_bases"] == [
         {

@@ -83,3 +83,17 @@ def test_a_flight_lands_once() -> None:
         await flight.arrival()
 
     run(test)
+
+
+@pytest.mark.parametrize(("received", "goes_on"), [(0, False), (66, False), (67, True), (100, True)])
+def test_a_transfer_that_is_nearly_here_goes_on_when_nobody_waits_any_more(
+    received: int, goes_on: bool
+) -> None:
+    async def test() -> None:
+        flight = Flight(Digest.of(DigestFunction.SHA256, bytes(100)))
+        flight.board()
+        flight.received = received
+        flight.leave()
+        assert flight.over is not goes_on
+
+    run(test)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import tempfile
+import time
 from collections.abc import AsyncIterator, Callable, Coroutine
 from contextlib import asynccontextmanager
 from typing import Any
@@ -65,3 +66,11 @@ def run(test: Callable[[], Coroutine[Any, Any, None]]) -> None:
             await test()
 
     asyncio.run(limited())
+
+
+async def until(condition: Callable[[], bool]) -> None:
+    """Return when it holds, which must be soon."""
+    end = time.monotonic() + BOUND
+    while not condition():
+        assert time.monotonic() < end
+        await asyncio.sleep(0.005)

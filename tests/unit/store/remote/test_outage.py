@@ -18,7 +18,7 @@ from outputd.store.remote.failure import of_call
 from outputd.store.remote.retry import Failure
 from tests.unit.store.fake_remote import FakeRemote, Fault
 from tests.unit.store.remote.operations import OPERATIONS, absent, find, read_stream, stream
-from tests.unit.store.worlds import BOUND, HASTY, IMPATIENT, remote_world, run
+from tests.unit.store.worlds import BOUND, HASTY, IMPATIENT, remote_world, run, until
 
 Code = grpc.StatusCode
 
@@ -39,10 +39,7 @@ async def watched(options: RemoteOptions = HASTY) -> AsyncIterator[tuple[FakeRem
 
 
 async def standing(client: RemoteStore, wanted: Standing) -> None:
-    end = time.monotonic() + BOUND
-    while standing_of(client) is not wanted:
-        assert time.monotonic() < end
-        await asyncio.sleep(0.01)
+    await until(lambda: client.contact.standing is wanted)
 
 
 def standing_of(client: RemoteStore) -> Standing:
