@@ -172,11 +172,17 @@ def test_stuck_tells_who_waits_for_what(patient: World) -> None:
     assert stuck(here.daemon, "--older-than", "0") == {"kernel_requests": [], "calls": [], "fetches": []}
 
 
-def read_all(paths: list[Path]) -> float:
-    """How long that takes, in seconds."""
-    began = time.monotonic()
+def read_all(paths: list[Path]) -> None:
     for path in paths:
         assert path.read_bytes()
+
+
+def cold(paths: list[Path]) -> float:
+    """How long it takes to read them all from the daemon, in seconds."""
+    with open("/proc/sys/vm/drop_caches", "w") as file:
+        file.write("1")
+    began = time.monotonic()
+    read_all(paths)
     return time.monotonic() - began
 
 
@@ -201,16 +207,14 @@ def test_a_thousand_readers_that_wait_delay_no_local_one() -> None:
         here.build.stage(absent)
         local = [here.top / name for name in contents]
         read_all(local)  # now they are
-        forget_pages()
-        alone = read_all(local)
+        alone = min(cold(local) for _ in range(3))
         for method in ("BatchReadBlobs", "Read"):
             here.remote.fail(method, *[Fault(hang=True)] * ALWAYS)
         with ThreadPoolExecutor(1000) as threads, contextlib.ExitStack() as stack:
             stack.callback(here.relay.cut)  # ends the readers
             readers = [threads.submit(error_of, here.top / name) for name in absent]
             wait_until(lambda: len(stuck(here.daemon, "--older-than", "0")["kernel_requests"]) >= 1000)
-            forget_pages()
-            beside = read_all(local)
+            beside = min(cold(local) for _ in range(3))
             assert not any(reader.done() for reader in readers)
             here.daemon.expects("READ of /outputs/base/absent/.* failed with EREMOTEIO", "was given up")
         errors = {reader.result(BOUND) for reader in readers}
@@ -225,11 +229,6 @@ def error_of(path: Path) -> int | None:
     except OSError as error:
         return error.errno
     return None
-
-
-def forget_pages() -> None:
-    with open("/proc/sys/vm/drop_caches", "w") as file:
-        file.write("1")
 
 
 def wait_until(condition: Any) -> None:

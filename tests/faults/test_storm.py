@@ -6,6 +6,7 @@ OUTPUTD_NIGHTLY=1 makes it ten minutes instead of seconds; OUTPUTD_STORM_SEED re
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import os
 import random
@@ -145,6 +146,16 @@ def descriptors(daemon: Daemon) -> int:
     return len(os.listdir(f"/proc/{daemon.pid}/fd"))
 
 
+def held_by(daemon: Daemon) -> list[str]:
+    """What it has open, and its working directory."""
+    place = f"/proc/{daemon.pid}"
+    held = [os.readlink(f"{place}/cwd")]
+    for number in os.listdir(f"{place}/fd"):
+        with contextlib.suppress(FileNotFoundError):  # closed meanwhile
+            held.append(os.readlink(f"{place}/fd/{number}"))
+    return held
+
+
 def resident(daemon: Daemon) -> int:
     """MiB in memory."""
     with open(f"/proc/{daemon.pid}/statm") as file:
@@ -208,6 +219,8 @@ def test_a_storm() -> None:
         assert eventually(lambda: stuck(here.daemon, "--older-than", "0") == nothing, 10)
         after = descriptors(here.daemon), resident(here.daemon)
         print(f"descriptors {before[0]} -> {after[0]}, MiB {before[1]} -> {after[1]}")
+        # Who serves a mount must never need it.
+        assert not [path for path in held_by(here.daemon) if path.startswith(str(here.daemon.mount))]
         # Reading opens nothing for longer than a file is open; a probe's connection may still be there.
         assert after[0] <= before[0] + 10
         assert after[1] <= before[1] + (100 if NIGHTLY else 60)

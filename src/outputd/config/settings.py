@@ -194,7 +194,8 @@ class Remote:
         Key(
             Seconds(),
             30,
-            "How long a request that fails for a passing reason is tried again after its last progress.",
+            "How long a request that fails for a passing reason is tried again after its last progress; a server that answers "
+            "nothing for so long is given up, and calls fail at once until it answers a probe.",
         ),
     ]
     max_concurrent: Annotated[int, Key(Count(1, 10_000), 64, "How many requests may be under way at once.")]

@@ -4,6 +4,9 @@ The kernel sends INTERRUPT for any signal. Not each asks the process to stop: Go
 that end send SIGCHLD. Programs do not expect EINTR from a file, and where the kernel itself copies from a mapping they get EFAULT
 (fault_signal_pending); so only who is to stop is answered like that. And the kernel sends nothing for whoever waits for a page,
 killed or not (folio_lock_killable).
+
+Only files of /proc are read that take no lock of the process: `cmdline` takes that of its memory, and whoever waits for us in a
+page fault may hold it.
 """
 
 from __future__ import annotations
