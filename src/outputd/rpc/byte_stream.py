@@ -100,10 +100,13 @@ class ByteStream:
         name = parse_upload_name(first.resource_name)
         _check_compressor(name.compressor)
         store = self._store.of_instance(name.instance)
+        whole = first.finish_write and not first.write_offset
+        if not whole and not await store.find_missing([name.digest]):
+            return bytestream.WriteResponse(committed_size=name.digest.size)
         try:
-            if first.finish_write and not first.write_offset:
+            if whole:
                 await self._write_whole(store, name.digest, first.data)
-            elif await store.find_missing([name.digest]):
+            else:
                 await self._write_stream(store, name.digest, first, requests)
         except Corrupt as error:
             raise Invalid(

@@ -154,7 +154,10 @@ class BlobStore(Protocol):
         """
 
     async def write(self, digest: Digest, data: AsyncIterator[bytes]) -> None:
-        """Keep a blob: in the local store and, when there is a remote, there too before this returns."""
+        """Keep a blob: in the local store and, when there is a remote, there too before this returns.
+
+        Corrupt means the bytes that were given, never what a remote answers.
+        """
 
     async def write_many(self, blobs: Mapping[Digest, bytes]) -> dict[Digest, OutputdError]:
         """As `write` for many small blobs, sent to the remote in batches; the failures, if any, by digest."""

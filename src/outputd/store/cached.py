@@ -16,7 +16,7 @@ from types import TracebackType
 from typing import Final, Self
 
 from outputd.digest import Digest
-from outputd.errors import Corrupt, NotFound, OutputdError, Unavailable
+from outputd.errors import Corrupt, NotFound, OutputdError, Unavailable, Unreachable
 from outputd.store.base import BlobWriter, LocalStore, RemoteBlobs
 from outputd.store.batches import batches
 from outputd.store.flight import Departure, Flight
@@ -143,12 +143,15 @@ class CachedStore:
             await self._keep_stream(digest, data)
         if self._remote is None:
             return
-        if digest.size <= _SMALL:
-            failures = await self._remote.write_batch({digest: await self.read(digest)})
-            if digest in failures:
-                raise failures[digest]
-        else:
-            await self._remote.write(digest, partial(self._pieces, digest))
+        try:
+            if digest.size <= _SMALL:
+                failures = await self._remote.write_batch({digest: await self.read(digest)})
+                if digest in failures:
+                    raise failures[digest]
+            else:
+                await self._remote.write(digest, partial(self._pieces, digest))
+        except Corrupt as error:
+            raise _not_the_bytes(error) from error
 
     async def write_many(self, blobs: Mapping[Digest, bytes]) -> dict[Digest, OutputdError]:
         """As BlobStore says. The bytes of a blob that is here already are not looked at."""
@@ -156,7 +159,12 @@ class CachedStore:
         failures = await self._keep({digest: blobs[digest] for digest in absent})
         if self._remote is not None:
             kept = {digest: data for digest, data in blobs.items() if digest not in failures}
-            failures.update(await self._remote.write_batch(kept))
+            try:
+                refused = await self._remote.write_batch(kept)
+            except Corrupt as error:
+                raise _not_the_bytes(error) from error
+            for digest, failure in refused.items():
+                failures[digest] = _not_the_bytes(failure) if isinstance(failure, Corrupt) else failure
         return failures
 
     def _board(self, digest: Digest) -> Flight:
@@ -298,6 +306,11 @@ class CachedStore:
         if len(digests) <= _LOOKUPS_HERE:
             return self._local.missing(digests)
         return await in_thread(self._local.missing, digests)
+
+
+def _not_the_bytes(error: Corrupt) -> Unreachable:
+    """What a remote that talks nonsense about an upload is: what was sent to it was right."""
+    return Unreachable(str(error))
 
 
 async def _counted(flight: Flight, pieces: AsyncIterator[bytes]) -> AsyncGenerator[bytes]:

@@ -12,7 +12,7 @@ import uvloop
 
 from outputd._proto import bytestream_pb2 as bytestream
 from outputd.digest import Digest, DigestFunction, empty_digest
-from outputd.errors import Exhausted, Invalid, NotFound, Unavailable, Unsupported
+from outputd.errors import Corrupt, Exhausted, Invalid, NotFound, Unavailable, Unsupported
 from outputd.rpc.byte_stream import ByteStream
 from outputd.rpc.client import Stub
 from outputd.rpc.limits import PIECE
@@ -108,6 +108,16 @@ def test_reads_come_in_pieces_and_slices() -> None:
     store = FakeStore()
     data = bytes(range(256)) * (2 * PIECE // 256) + b"tail."
     digest = store.add(data)
+    with_stream(store, use)
+
+
+def test_a_remote_that_talks_nonsense_is_not_the_clients_fault() -> None:
+    async def use(stub: Stub, service: ByteStream) -> None:
+        with pytest.raises(Corrupt, match="no FindMissingBlobsResponse"):
+            await write(stub, message(0, DATA[:1], name=upload_name()), message(1, DATA[1:], finish=True))
+
+    store = FakeStore()
+    store.broken = Corrupt("the reply is no FindMissingBlobsResponse")
     with_stream(store, use)
 
 

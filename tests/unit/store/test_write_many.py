@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import AsyncGenerator, Awaitable
 
 import grpc
+import pytest
 
 from outputd.digest import Digest, DigestFunction
-from outputd.errors import Corrupt, Invalid
+from outputd.errors import Corrupt, Invalid, OutputdError, Unreachable
 from outputd.store.cached import CachedStore
 from tests.unit.store.fake_remote import Fault
-from tests.unit.store.worlds import cached_world, local_world, run, until
+from tests.unit.store.worlds import HASTY, cached_world, local_world, run, until
 
 SMALL = b"small"
 LARGE = bytes(range(256)) * 2000
@@ -56,6 +58,43 @@ class TestWriteMany:
                 assert local.read(digest_of(SMALL)) == SMALL
 
         run(test)
+
+
+class TestNonsense:
+    """What a remote answers to an upload says nothing about the bytes: the client would be told that its own were wrong."""
+
+    @pytest.mark.parametrize("fault", [Fault(garbage=True), Fault(blob=digest_of(SMALL))])
+    def test_about_a_batch(self, fault: Fault) -> None:
+        async def test() -> None:
+            async with cached_world(HASTY) as (fake, _, store):
+                fake.fail("BatchUpdateBlobs", *[fault] * 1000)
+                [error] = await outcomes(store.write_many({digest_of(SMALL): SMALL}))
+                assert type(error) is Unreachable
+                with pytest.raises(Unreachable):
+                    await store.write(digest_of(SMALL), source(SMALL))
+
+        run(test)
+
+    def test_about_a_stream(self) -> None:
+        async def test() -> None:
+            async with cached_world(HASTY) as (fake, _, store):
+                fake.committed_size = 3
+                fake.fail("Write", Fault(), *[Fault(code=grpc.StatusCode.DATA_LOSS)] * 10)
+                with pytest.raises(Unreachable):
+                    await store.write(digest_of(LARGE), source(LARGE))
+
+        run(test)
+
+
+async def outcomes(work: Awaitable[dict[Digest, OutputdError]]) -> list[OutputdError]:
+    try:
+        return list((await work).values())
+    except OutputdError as error:
+        return [error]
+
+
+async def source(data: bytes) -> AsyncGenerator[bytes]:
+    yield data
 
 
 class TestLeaving:
