@@ -13,7 +13,7 @@ from collections.abc import Sequence
 from typing import Final, Protocol
 
 from outputd import __version__
-from outputd.cli import bazelrc, config, doctor, serve, status
+from outputd.cli import bazelrc, config, doctor, serve, status, verify
 from outputd.cli.console import Console, ExitCode
 from outputd.config import InvalidSettings
 from outputd.errors import OutputdError
@@ -47,7 +47,7 @@ class Verb(Protocol):
     def run(self, arguments: argparse.Namespace, console: Console) -> ExitCode: ...
 
 
-VERBS: Final[tuple[Verb, ...]] = (serve, bazelrc, status, doctor, config)
+VERBS: Final[tuple[Verb, ...]] = (serve, bazelrc, status, verify, doctor, config)
 
 
 def make_parser() -> argparse.ArgumentParser:

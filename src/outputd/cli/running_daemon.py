@@ -15,10 +15,15 @@ ANSWER_SECONDS: Final = 5.0
 
 def status_of_daemon(settings: Config, environ: Mapping[str, str]) -> GetStatusResponse:
     """Its status, from the first address that answers. Raises what went wrong at the first address."""
+    return answering(settings, environ)[1]
+
+
+def answering(settings: Config, environ: Mapping[str, str]) -> tuple[str, GetStatusResponse]:
+    """The gRPC target of the first address that answers, and the status from there. Raises as `status_of_daemon`."""
     first: OutputdError | None = None
     for address in settings.listen.addresses:
         try:
-            return status_at(address, environ)
+            return address.target, status_at(address, environ)
         except OutputdError as wrong:
             first = first or wrong
     assert first is not None, "the settings hold at least one address"
