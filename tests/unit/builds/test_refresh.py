@@ -80,6 +80,28 @@ def test_leases_are_renewed_near_their_end_and_not_before(tmp_path: Path) -> Non
     asyncio.run(run())
 
 
+def test_only_those_in_the_second_half_of_their_time_are_renewed(tmp_path: Path) -> None:
+    async def run() -> None:
+        async with world(tmp_path, lease=LEASE, always_asked=10) as w:
+            await built(w)
+            refresh = refresh_of(w)
+            await refresh.look()
+            w.later = 600 * SECOND
+            await w.start("b2")
+            await w.finalize("b2")
+            asked(w)
+            await refresh.look()
+            assert asked(w) == 10  # a build has ended: what it has staged is asked for, and what is due soon
+            w.later = 1200 * SECOND
+            await refresh.look()
+            assert asked(w) == 0
+            w.later = 1400 * SECOND
+            await refresh.look()
+            assert asked(w) == 20
+
+    asyncio.run(run())
+
+
 def test_a_loss_is_told_and_left_for_the_next_build(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     async def run() -> None:
         async with world(tmp_path, lease=LEASE, always_asked=0) as w:
