@@ -20,6 +20,8 @@ from outputd.errors import OutputdError
 
 _log = logging.getLogger(__name__)
 
+_QUIET: Final = 5.0
+"""Seconds after the start that belong to those who have waited for the daemon."""
 _POLL: Final = 2.0
 """Seconds between two looks at what is due."""
 _PAUSE: Final = 2.0
@@ -54,6 +56,7 @@ class Refresh:
 
     async def run(self) -> None:
         """Work until cancelled."""
+        await asyncio.sleep(_QUIET)
         while True:
             await self.look()
             await asyncio.sleep(_POLL)
