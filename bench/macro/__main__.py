@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from bench.macro import files, staging
+from bench.macro import files, staging, starting
 
 
 def main() -> None:
     print("== staging")
     staging.main()
+    print("== starting")
+    starting.main()
     print("== files")
     files.main()
 

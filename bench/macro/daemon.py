@@ -83,11 +83,12 @@ class Daemon:
 
 
 @contextlib.contextmanager
-def running_daemon(*options: str) -> Iterator[Daemon]:
-    """Start `outputd serve` with these further options; everything is gone afterwards."""
-    with tempfile.TemporaryDirectory(prefix="outputd-bench-") as top:
+def running_daemon(*options: str, place: str | None = None) -> Iterator[Daemon]:
+    """Start `outputd serve` with these further options. Everything is gone afterwards, but in a `place` that is given."""
+    with contextlib.ExitStack() as places:
+        top = place or places.enter_context(tempfile.TemporaryDirectory(prefix="outputd-bench-"))
         paths = {name: f"{top}/{name}" for name in ("mount", "state", "cache", "plain")}
-        os.mkdir(paths["plain"])
+        os.makedirs(paths["plain"], exist_ok=True)
         address = f"unix:{top}/socket"
         process = subprocess.Popen(
             [
@@ -127,8 +128,9 @@ def measured(daemon: Daemon, what: str, work: Callable[[], R], plain: Callable[[
     return result
 
 
-def heading() -> None:
-    print(f"{'':44} {'wall s':>8} {'daemon':>8} {'plain':>8}")
+def heading(beside: str = "plain") -> None:
+    """`beside`: what `measured` compares with."""
+    print(f"{'':44} {'wall s':>8} {'daemon':>8} {beside:>8}")
     print(f"{'':44} {'':>8} {'cpu s':>8} {'wall s':>8}")
 
 

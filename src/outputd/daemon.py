@@ -32,8 +32,13 @@ from outputd._proto import (
     remote_execution_pb2,
 )
 from outputd.builds.builds import Builds, Options
+from outputd.builds.healing import Healing
 from outputd.builds.journals import Journals
+from outputd.builds.leases import Leases
+from outputd.builds.presence import LeaseOptions, Presence
+from outputd.builds.refresh import Refresh
 from outputd.builds.state import State
+from outputd.builds.verification import Verification
 from outputd.config import Address, Config, UnixAddress
 from outputd.config.remote_options import remote_options
 from outputd.disk.disk import RealDisk
@@ -58,6 +63,7 @@ from outputd.rpc.operations import KernelRequest, Operations
 from outputd.rpc.services import SERVER_OPTIONS, service_handler
 from outputd.store.cached import CachedStore
 from outputd.store.disk_store import DiskStore
+from outputd.store.elsewhere import Elsewhere
 from outputd.store.remote.client import RemoteStore
 from outputd.tree.tree import Tree
 from outputd.wire.fuse_abi import Opcode
@@ -133,20 +139,26 @@ async def _run(config: Config, stop: asyncio.Event) -> None:
             rooms.push_async_callback(remote.close)
         store = await rooms.enter_async_context(CachedStore(local, remote))
 
+        leases = Leases(config.cache.dir, _remote_identity(config), disk)
+        rooms.push_async_callback(leases.close)
+
+        reading = Elsewhere(store, lambda: {base.instance_name for base in builds.live()})
+
         tree = Tree(uid=os.getuid(), gid=os.getgid(), now=time.time_ns())
         ingest = Ingest(tree, local)
         content = Content(
             tree,
-            store,
+            reading,
             disk,
             local.private,
             tasks,
             read_timeout=config.outputs.read_timeout,
             closed=ingest.closed,
+            gone=lambda file: builds.gone(file),
         )
         loader = Loader(
             state,
-            store,
+            reading,
             tasks,
             max_tree_bytes=config.outputs.max_tree_bytes,
             timeout=config.outputs.read_timeout,
@@ -177,21 +189,34 @@ async def _run(config: Config, stop: asyncio.Event) -> None:
             initial_contents=config.outputs.initial_contents,
             max_tree_bytes=config.outputs.max_tree_bytes,
         )
+        lease_options = LeaseOptions(
+            duration=int(config.outputs.lease_seconds * 1e9),
+            always_asked=config.outputs.always_asked,
+            patience=int(config.outputs.start_timeout * 1e9),
+            local_only=remote is None,
+        )
+        healing = Healing(store) if remote is not None and config.outputs.heal else None
+        presence = Presence(loader, store, leases, healing, lease_options)
         journals = Journals(f"{config.state.dir}/journals", disk)
-        builds = Builds(tree, loader, content, ingest, reaper, store, state, journals, front, options)
+        builds = Builds(
+            tree, loader, content, ingest, reaper, store, state, journals, front, presence, options
+        )
 
-        background = [
-            tasks.create_task(work, name=name)
-            for name, work in (
-                ("ingest", ingest.run(content)),
-                ("reaper", reaper.run()),
-                ("collector", _spare_the_collector()),
-            )
+        work = [
+            ("ingest", ingest.run(content)),
+            ("reaper", reaper.run()),
+            ("collector", _spare_the_collector()),
         ]
         if remote is not None:
-            background.append(tasks.create_task(remote.watch(), name="remote"))
+            work.append(("remote", remote.watch()))
+        if healing is not None:
+            work.append(("healing", healing.run()))
+        background = [tasks.create_task(some, name=name) for name, some in work]
         try:
             await builds.restore()
+            if remote is not None and lease_options.duration:
+                refresh = Refresh(builds.live, presence, leases, lease_options.duration)
+                background.append(tasks.create_task(refresh.run(), name="refresh"))
             background.append(tasks.create_task(builds.checkpoints.run(), name="checkpoints"))
             mount_path = await front.start(config.mount.path, allow_other=config.mount.allow_other)
             try:
@@ -209,8 +234,9 @@ async def _run(config: Config, stop: asyncio.Event) -> None:
                     [str(address) for address in config.listen.addresses],
                     lambda: _begin_count(local),
                     lambda: _mount_facts(front, mount_path),
-                    None if remote is None else lambda: _remote_facts(remote),
+                    None if remote is None else lambda: _remote_facts(remote, healing),
                     operations,
+                    Verification(loader, store),
                 )
                 async with _listening(config, store, state, builds, admin, calls, tasks):
                     _log.info(
@@ -378,10 +404,17 @@ def _mount_facts(front: FuseFront, path: str) -> MountFacts:
     return MountFacts(path, f"7.{session.minor}", features)
 
 
-def _remote_facts(remote: RemoteStore) -> RemoteFacts:
+def _remote_facts(remote: RemoteStore, healing: Healing | None) -> RemoteFacts:
     contact = remote.contact
     return RemoteFacts(
-        remote.url, contact.reached, contact.last_error, contact.last_error_time, contact.unanswered_since
+        remote.url,
+        contact.reached,
+        contact.last_error,
+        contact.last_error_time,
+        contact.unanswered_since,
+        healed=0 if healing is None else healing.healed,
+        healed_bytes=0 if healing is None else healing.healed_bytes,
+        healing=0 if healing is None else healing.waiting,
     )
 
 
@@ -398,3 +431,8 @@ def _kernel_requests(front: FuseFront, mount_path: str) -> Iterator[KernelReques
             request.began,
             session.wanted(request.nodeid),
         )
+
+
+def _remote_identity(config: Config) -> str:
+    """What leases are true of."""
+    return f"{config.remote.url or ''}\n{config.remote.instance_name}"

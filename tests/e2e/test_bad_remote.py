@@ -158,9 +158,11 @@ def test_lies_about_the_size() -> None:
         lies = {f"lie{size}": reapi.Digest(hash=digest.hash, size_bytes=size) for size in (99, 101, LARGE)}
         here.build.stage({**lies, "truth": digest})
         assert (here.top / "truth").read_bytes() == data
-        here.daemon.expects(*(f"/outputs/base/{name} .* failed with EIO: .*{digest.hash}" for name in lies))
+        here.daemon.expects(
+            *(f"/outputs/base/{name} .* failed with ENODATA: .*{digest.hash}" for name in lies)
+        )
         for name in lies:
-            assert read_error(here.top / name) == errno.EIO
+            assert read_error(here.top / name) == errno.ENODATA
         assert (here.top / "truth").read_bytes() == data
         here.check_healthy()
 

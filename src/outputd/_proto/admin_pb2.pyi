@@ -150,6 +150,7 @@ class OutputBase(_message.Message):
     DIRTY_FIELD_NUMBER: _builtins.int
     LAST_BUILD_TIME_FIELD_NUMBER: _builtins.int
     SAVE_ERROR_FIELD_NUMBER: _builtins.int
+    OBTAINABLE_FIELD_NUMBER: _builtins.int
     id: _builtins.str
     """As the client sends it. Bazel: the MD5 of the output base's path."""
     running_build_id: _builtins.str
@@ -166,6 +167,10 @@ class OutputBase(_message.Message):
     def last_build_time(self) -> _timestamp_pb2.Timestamp:
         """When the last build was finalized. Unset: none was."""
 
+    @_builtins.property
+    def obtainable(self) -> Global___Obtainable:
+        """What is known of the blobs that the tree consists of."""
+
     def __init__(
         self,
         *,
@@ -176,14 +181,71 @@ class OutputBase(_message.Message):
         dirty: _builtins.bool = ...,
         last_build_time: _timestamp_pb2.Timestamp | None = ...,
         save_error: _builtins.str = ...,
+        obtainable: Global___Obtainable | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["last_build_time", b"last_build_time"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["last_build_time", b"last_build_time", "obtainable", b"obtainable"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["dirty", b"dirty", "entries", b"entries", "id", b"id", "last_build_id", b"last_build_id", "last_build_time", b"last_build_time", "running_build_id", b"running_build_id", "save_error", b"save_error"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["dirty", b"dirty", "entries", b"entries", "id", b"id", "last_build_id", b"last_build_id", "last_build_time", b"last_build_time", "obtainable", b"obtainable", "running_build_id", b"running_build_id", "save_error", b"save_error"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___OutputBase: _TypeAlias = OutputBase  # noqa: Y015
+
+@_typing.final
+class Obtainable(_message.Message):
+    """Whether the blobs of an output base can still be had, as far as was asked for."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    BLOBS_FIELD_NUMBER: _builtins.int
+    ASKED_FIELD_NUMBER: _builtins.int
+    REFRESH_FIELD_NUMBER: _builtins.int
+    MISSING_FIELD_NUMBER: _builtins.int
+    DROPPED_FILES_FIELD_NUMBER: _builtins.int
+    DROPPED_DIRECTORIES_FIELD_NUMBER: _builtins.int
+    DROPPED_TIME_FIELD_NUMBER: _builtins.int
+    blobs: _builtins.int
+    """Blobs that could be had when they were asked for last, counted for each directory that names them. -1: not all were asked for
+    yet, or some are gone.
+    """
+    missing: _builtins.int
+    """Blobs and directories that were found to be gone since the last build started. The next build to start will not show what needs
+    them.
+    """
+    dropped_files: _builtins.int
+    """Files that were taken away the last time that something was, because nobody had their blobs any more."""
+    dropped_directories: _builtins.int
+    """Directories that were emptied then, because nobody could tell any more what they held."""
+    @_builtins.property
+    def asked(self) -> _timestamp_pb2.Timestamp:
+        """When the one was asked for that was asked for longest ago. Unset: see `blobs`."""
+
+    @_builtins.property
+    def refresh(self) -> _timestamp_pb2.Timestamp:
+        """When they are asked for next, if no build does it before. Unset: never, there is no remote or leases are off."""
+
+    @_builtins.property
+    def dropped_time(self) -> _timestamp_pb2.Timestamp:
+        """When that was. Unset: nothing was taken away since the daemon started."""
+
+    def __init__(
+        self,
+        *,
+        blobs: _builtins.int = ...,
+        asked: _timestamp_pb2.Timestamp | None = ...,
+        refresh: _timestamp_pb2.Timestamp | None = ...,
+        missing: _builtins.int = ...,
+        dropped_files: _builtins.int = ...,
+        dropped_directories: _builtins.int = ...,
+        dropped_time: _timestamp_pb2.Timestamp | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["asked", b"asked", "dropped_time", b"dropped_time", "refresh", b"refresh"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["asked", b"asked", "blobs", b"blobs", "dropped_directories", b"dropped_directories", "dropped_files", b"dropped_files", "dropped_time", b"dropped_time", "missing", b"missing", "refresh", b"refresh"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___Obtainable: _TypeAlias = Obtainable  # noqa: Y015
 
 @_typing.final
 class Store(_message.Message):
@@ -261,12 +323,21 @@ class Remote(_message.Message):
     LAST_ERROR_FIELD_NUMBER: _builtins.int
     LAST_ERROR_TIME_FIELD_NUMBER: _builtins.int
     UNANSWERED_SINCE_FIELD_NUMBER: _builtins.int
+    HEALED_BLOBS_FIELD_NUMBER: _builtins.int
+    HEALED_BYTES_FIELD_NUMBER: _builtins.int
+    HEALING_FIELD_NUMBER: _builtins.int
     url: _builtins.str
     """Its URL, as in the settings."""
     state: Global___Remote.State.ValueType
     """Whether the last call was answered."""
     last_error: _builtins.str
     """The last failure, in words. Empty: none so far."""
+    healed_blobs: _builtins.int
+    """Blobs that the server had lost and that were uploaded again from the local store, since the daemon started."""
+    healed_bytes: _builtins.int
+    """Their sizes together, in bytes."""
+    healing: _builtins.int
+    """Blobs that wait to be uploaded again."""
     @_builtins.property
     def last_error_time(self) -> _timestamp_pb2.Timestamp:
         """When that was. Unset: none so far."""
@@ -283,10 +354,13 @@ class Remote(_message.Message):
         last_error: _builtins.str = ...,
         last_error_time: _timestamp_pb2.Timestamp | None = ...,
         unanswered_since: _timestamp_pb2.Timestamp | None = ...,
+        healed_blobs: _builtins.int = ...,
+        healed_bytes: _builtins.int = ...,
+        healing: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["last_error_time", b"last_error_time", "unanswered_since", b"unanswered_since"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["last_error", b"last_error", "last_error_time", b"last_error_time", "state", b"state", "unanswered_since", b"unanswered_since", "url", b"url"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["healed_blobs", b"healed_blobs", "healed_bytes", b"healed_bytes", "healing", b"healing", "last_error", b"last_error", "last_error_time", b"last_error_time", "state", b"state", "unanswered_since", b"unanswered_since", "url", b"url"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -475,3 +549,159 @@ class Fetch(_message.Message):
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___Fetch: _TypeAlias = Fetch  # noqa: Y015
+
+@_typing.final
+class VerifyRequest(_message.Message):
+    """What to verify."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    OUTPUT_BASE_ID_FIELD_NUMBER: _builtins.int
+    PATH_FIELD_NUMBER: _builtins.int
+    CONTENT_FIELD_NUMBER: _builtins.int
+    MAX_LOSSES_FIELD_NUMBER: _builtins.int
+    output_base_id: _builtins.str
+    """Whose tree."""
+    path: _builtins.bytes
+    """Below the output path, `/` between names; bytes, for names need not be UTF-8. Empty: all of it."""
+    content: _builtins.bool
+    """Hash the blobs of the local store; without it their presence and size count."""
+    max_losses: _builtins.int
+    """How many losses to list at most."""
+    def __init__(
+        self,
+        *,
+        output_base_id: _builtins.str = ...,
+        path: _builtins.bytes = ...,
+        content: _builtins.bool = ...,
+        max_losses: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["content", b"content", "max_losses", b"max_losses", "output_base_id", b"output_base_id", "path", b"path"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___VerifyRequest: _TypeAlias = VerifyRequest  # noqa: Y015
+
+@_typing.final
+class VerifyResponse(_message.Message):
+    """What was found so far. Every file is in one of `both`, `remote`, `here` and `gone`."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    BOTH_FIELD_NUMBER: _builtins.int
+    REMOTE_FIELD_NUMBER: _builtins.int
+    HERE_FIELD_NUMBER: _builtins.int
+    GONE_FIELD_NUMBER: _builtins.int
+    DAMAGED_FIELD_NUMBER: _builtins.int
+    DIRECTORIES_FIELD_NUMBER: _builtins.int
+    UNLOADABLE_FIELD_NUMBER: _builtins.int
+    LOSSES_FIELD_NUMBER: _builtins.int
+    DONE_FIELD_NUMBER: _builtins.int
+    directories: _builtins.int
+    """Directories looked into. Equal ones that nobody has looked into through the mount are counted once."""
+    unloadable: _builtins.int
+    """Directories of which nobody can tell any more what they hold."""
+    done: _builtins.bool
+    """This is the last reply."""
+    @_builtins.property
+    def both(self) -> Global___FileCount:
+        """In the local store and on the remote server."""
+
+    @_builtins.property
+    def remote(self) -> Global___FileCount:
+        """On the remote server alone."""
+
+    @_builtins.property
+    def here(self) -> Global___FileCount:
+        """On this machine alone."""
+
+    @_builtins.property
+    def gone(self) -> Global___FileCount:
+        """Nowhere."""
+
+    @_builtins.property
+    def damaged(self) -> Global___FileCount:
+        """Local blobs whose bytes are not what their digest says; they count as not being here."""
+
+    @_builtins.property
+    def losses(self) -> _containers.RepeatedCompositeFieldContainer[Global___Loss]:
+        """What cannot be had; in each reply those that are new."""
+
+    def __init__(
+        self,
+        *,
+        both: Global___FileCount | None = ...,
+        remote: Global___FileCount | None = ...,
+        here: Global___FileCount | None = ...,
+        gone: Global___FileCount | None = ...,
+        damaged: Global___FileCount | None = ...,
+        directories: _builtins.int = ...,
+        unloadable: _builtins.int = ...,
+        losses: _abc.Iterable[Global___Loss] | None = ...,
+        done: _builtins.bool = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["both", b"both", "damaged", b"damaged", "gone", b"gone", "here", b"here", "remote", b"remote"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["both", b"both", "damaged", b"damaged", "directories", b"directories", "done", b"done", "gone", b"gone", "here", b"here", "losses", b"losses", "remote", b"remote", "unloadable", b"unloadable"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___VerifyResponse: _TypeAlias = VerifyResponse  # noqa: Y015
+
+@_typing.final
+class FileCount(_message.Message):
+    """Files and their sizes."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    FILES_FIELD_NUMBER: _builtins.int
+    BYTES_FIELD_NUMBER: _builtins.int
+    files: _builtins.int
+    """How many."""
+    bytes: _builtins.int
+    """Their sizes together, in bytes."""
+    def __init__(
+        self,
+        *,
+        files: _builtins.int = ...,
+        bytes: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["bytes", b"bytes", "files", b"files"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___FileCount: _TypeAlias = FileCount  # noqa: Y015
+
+@_typing.final
+class Loss(_message.Message):
+    """A file or directory that cannot be had."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    PATH_FIELD_NUMBER: _builtins.int
+    DIGEST_FIELD_NUMBER: _builtins.int
+    REASON_FIELD_NUMBER: _builtins.int
+    path: _builtins.bytes
+    """Below the output path."""
+    digest: _builtins.str
+    """`HASH/SIZE`. Empty: not known."""
+    reason: _builtins.str
+    """In words."""
+    def __init__(
+        self,
+        *,
+        path: _builtins.bytes = ...,
+        digest: _builtins.str = ...,
+        reason: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["digest", b"digest", "path", b"path", "reason", b"reason"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___Loss: _TypeAlias = Loss  # noqa: Y015

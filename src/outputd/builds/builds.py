@@ -17,9 +17,9 @@ from outputd.builds.finalized import Finalized
 from outputd.builds.journals import NO_JOURNAL, Journals
 from outputd.builds.kernel import Changes, KernelCache
 from outputd.builds.loading import Loading
-from outputd.builds.output_base import Build, Modified, OutputBase
+from outputd.builds.output_base import Build, Modified, Obtainable, OutputBase
 from outputd.builds.pace import Pace
-from outputd.builds.presence import withdraw_missing
+from outputd.builds.presence import Presence
 from outputd.builds.restoring import Restoring
 from outputd.builds.saving import Saving
 from outputd.builds.staging import Staging
@@ -30,10 +30,10 @@ from outputd.drive.content import Content
 from outputd.drive.ingest import Ingest
 from outputd.drive.loader import Loader
 from outputd.drive.reaper import Reaper
-from outputd.errors import Invalid, OutputdError, Precondition
+from outputd.errors import Invalid, NotFound, OutputdError, Precondition
 from outputd.store.base import BlobStore
 from outputd.tree.log import UNLOGGED
-from outputd.tree.node import Directory
+from outputd.tree.node import Directory, File
 from outputd.tree.resolve import VirtualRoot
 from outputd.tree.rules import check_name
 from outputd.tree.status import Status
@@ -96,6 +96,7 @@ class BaseStatus:
     dirty: bool
     save_error: str
     """Why the last attempt to save it failed; empty when it did not."""
+    obtainable: Obtainable
 
 
 class Builds:
@@ -112,6 +113,7 @@ class Builds:
         state: State,
         journals: Journals,
         kernel: KernelCache,
+        presence: Presence,
         options: Options,
         *,
         now: Callable[[], int] = time.time_ns,
@@ -125,6 +127,7 @@ class Builds:
         self._state = state
         self._journals = journals
         self._kernel = kernel
+        self._presence = presence
         self._options = options
         self._now = now
         self._restoring = Restoring(
@@ -235,6 +238,7 @@ class Builds:
             _log.info("build %s finalized, %s", build_id, "successful" if successful else "not successful")
             self._end(build)
             build.base.note()
+            build.base.obtainable.due = self._now()  # what it has staged was never asked for
             self.checkpoints.ask(build.base)
 
     # saving and restoring
@@ -262,9 +266,28 @@ class Builds:
                 await _entries_in_memory(base.volume.root),
                 base.dirty,
                 base.save_error,
+                base.obtainable,
             )
             for _, base in sorted(self._bases.items())
         ]
+
+    def live(self) -> list[OutputBase]:
+        """The output bases there are now."""
+        return list(self._bases.values())
+
+    def root(self, output_base_id: str) -> Directory:
+        """The top of an output path. Raises NotFound."""
+        base = self._bases.get(output_base_id)
+        if base is None:
+            raise NotFound(
+                f"output_base_id {output_base_id!r}: no build with it was ever started, or it was cleaned"
+            )
+        return base.volume.root
+
+    def gone(self, file: File) -> None:
+        """Somebody has read a file, and its blob is nowhere: whatever its lease says, the next build to start asks for it."""
+        if file.parent is not None:
+            self._presence.doubt(file.parent)
 
     # within
 
@@ -319,13 +342,13 @@ class Builds:
             base.volume.function = build.function
             base.finalized = self._nothing_finalized()
         empty = root.children == {}
-        blobs = self._blobs.of_instance(build.instance_name)
-        withdrawn = await withdraw_missing(root, self._loader, blobs, changes, self._now())
-        if withdrawn != (0, 0):
+        checked = await self._presence.withdraw_missing(root, changes)
+        base.obtainable.note(checked.lease, checked.withdrawn, in_time=checked.in_time, now=self._now())
+        if checked.withdrawn != (0, 0):
             _log.warning(
                 "output base %s: %d files and the contents of %d directories were removed, because the CAS has lost them",
                 base.id,
-                *withdrawn,
+                *checked.withdrawn,
             )
         if base.finalized is not None and base.last_build_id and not empty:
             paths = await base.finalized.modified(root, self._loader)

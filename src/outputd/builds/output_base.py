@@ -9,6 +9,7 @@ from typing import Any
 
 from outputd.builds.finalized import Finalized
 from outputd.builds.journal import Journal
+from outputd.builds.leases import Lease
 from outputd.builds.unfinished import Unfinished
 from outputd.digest import DigestFunction
 from outputd.errors import Precondition
@@ -29,6 +30,7 @@ class OutputBase:
         "last_build_id",
         "last_build_time",
         "lock",
+        "obtainable",
         "removed",
         "save_error",
         "saved_changes",
@@ -67,6 +69,7 @@ class OutputBase:
         """Why it could not be saved the last time; empty when it could."""
         self.finalized: Finalized | None = None
         """Paths finalized by its builds; None where they were not tracked all along."""
+        self.obtainable = Obtainable()
         self.unreclaimed: list[Unfinished] = []
         """Local files of an earlier run that could not be looked at yet."""
         self.journal: Journal | None = None
@@ -171,6 +174,36 @@ class Build:
             raise Precondition(
                 f"build {self.id}: it was ended, by FinalizeBuild, Clean or the next build of output base {self.base.id}"
             )
+
+
+class Obtainable:
+    """What is known of the blobs of an output path, for people and for who asks next. All times in nanoseconds since 1970."""
+
+    __slots__ = ("dropped_directories", "dropped_files", "dropped_time", "due", "lease", "missing", "next")
+
+    def __init__(self) -> None:
+        self.lease: Lease | None = None
+        """Of everything below; None while not all of it was asked for, or something is nowhere."""
+        self.due: int | None = None
+        """When it is asked for again, unless a build does it before; None: whenever its lease says."""
+        self.next = 0
+        """When it is asked for again, as shown to people; 0: not known, or never."""
+        self.missing = 0
+        """Blobs and directories found to be nowhere since the last build started: the next one takes them away."""
+        self.dropped_files = 0
+        """What was taken away the last time that something was, because it was nowhere."""
+        self.dropped_directories = 0
+        self.dropped_time = 0
+        """0: nothing was yet."""
+
+    def note(self, lease: Lease | None, withdrawn: tuple[int, int], *, in_time: bool, now: int) -> None:
+        """A build has asked; what it did not get to is due."""
+        self.lease = lease
+        self.due = None if in_time else now
+        self.missing = 0
+        if withdrawn != (0, 0):
+            self.dropped_files, self.dropped_directories = withdrawn
+            self.dropped_time = now
 
 
 @dataclass(frozen=True, slots=True)

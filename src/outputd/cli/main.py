@@ -13,7 +13,7 @@ from collections.abc import Sequence
 from typing import Final, Protocol
 
 from outputd import __version__
-from outputd.cli import bazelrc, config, doctor, serve, status, stuck
+from outputd.cli import bazelrc, config, doctor, serve, status, stuck, verify
 from outputd.cli.console import Console, ExitCode
 from outputd.config import InvalidSettings
 from outputd.errors import OutputdError
@@ -48,7 +48,7 @@ class Verb(Protocol):
     def run(self, arguments: argparse.Namespace, console: Console) -> ExitCode: ...
 
 
-VERBS: Final[tuple[Verb, ...]] = (serve, bazelrc, status, stuck, doctor, config)
+VERBS: Final[tuple[Verb, ...]] = (serve, bazelrc, status, verify, stuck, doctor, config)
 
 
 def make_parser() -> argparse.ArgumentParser:

@@ -17,7 +17,12 @@ ANSWER_SECONDS: Final = 5.0
 
 def status_of_daemon(settings: Config, environ: Mapping[str, str]) -> GetStatusResponse:
     """Its status, from the first address that answers. Raises what went wrong at the first address."""
-    return ask_daemon(settings, environ, fetch_status)
+    return answering(settings, environ)[1]
+
+
+def answering(settings: Config, environ: Mapping[str, str]) -> tuple[str, GetStatusResponse]:
+    """The gRPC target of the first address that answers, and the status from there. Raises as `ask_daemon`."""
+    return ask_daemon(settings, environ, lambda target, seconds: (target, fetch_status(target, seconds)))
 
 
 def ask_daemon(

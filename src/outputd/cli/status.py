@@ -72,6 +72,7 @@ def as_data(status: GetStatusResponse) -> dict[str, object]:
                 "entries": base.entries,
                 "dirty": base.dirty,
                 "save_error": base.save_error or None,
+                "obtainable": _obtainable_data(base),
             }
             for base in status.output_bases
         ],
@@ -83,6 +84,19 @@ def as_data(status: GetStatusResponse) -> dict[str, object]:
             "available_bytes": status.store.available_bytes,
         },
         "remote": _remote_data(status),
+    }
+
+
+def _obtainable_data(base: OutputBase) -> dict[str, object]:
+    known = base.obtainable
+    return {
+        "blobs": known.blobs if known.blobs >= 0 else None,
+        "asked": _instant(known.asked.seconds) if known.HasField("asked") else None,
+        "refresh": _instant(known.refresh.seconds) if known.HasField("refresh") else None,
+        "missing": known.missing,
+        "dropped_files": known.dropped_files,
+        "dropped_directories": known.dropped_directories,
+        "dropped_time": _instant(known.dropped_time.seconds) if known.HasField("dropped_time") else None,
     }
 
 
@@ -100,6 +114,9 @@ def _remote_data(status: GetStatusResponse) -> dict[str, object] | None:
         "unanswered_since": _instant(remote.unanswered_since.seconds)
         if remote.HasField("unanswered_since")
         else None,
+        "healed_blobs": remote.healed_blobs,
+        "healed_bytes": remote.healed_bytes,
+        "healing": remote.healing,
     }
 
 
@@ -125,6 +142,10 @@ def _lines(status: GetStatusResponse, console: Console) -> Iterator[str]:
             remote += f", no answer since {_instant(status.remote.unanswered_since.seconds)}"
         if status.remote.last_error:
             remote += f"; last error: {status.remote.last_error}"
+        if status.remote.healed_blobs or status.remote.healing:
+            remote += f"; {show_count(status.remote.healed_blobs)} blobs that it had lost given back"
+        if status.remote.healing:
+            remote += f", {show_count(status.remote.healing)} to go"
     yield from columns(
         [
             ("mount", mount.path),
@@ -138,16 +159,32 @@ def _lines(status: GetStatusResponse, console: Console) -> Iterator[str]:
     if not status.output_bases:
         yield "no output bases yet: `outputd bazelrc` tells how to make Bazel use this daemon"
         return
-    rows = [("OUTPUT BASE", "BUILD", "LAST BUILD", "ENDED", "ENTRIES", "CHANGED")]
+    rows = [("OUTPUT BASE", "BUILD", "LAST BUILD", "ENDED", "ENTRIES", "CHANGED", "ASKED FOR", "NEXT")]
     rows += [_row(base) for base in status.output_bases]
     yield from columns(rows)
     for base in status.output_bases:
         if base.save_error:
             warning = f"warning: {base.id} could not be saved, a restart would bring back an older tree: {base.save_error}"
             yield console.paint(Colour.YELLOW, warning)
+        yield from (console.paint(Colour.YELLOW, line) for line in _losses(base))
 
 
-def _row(base: OutputBase) -> tuple[str, str, str, str, str, str]:
+def _losses(base: OutputBase) -> Iterator[str]:
+    known = base.obtainable
+    if known.missing:
+        yield (
+            f"warning: {base.id}: nobody has {show_count(known.missing)} of its blobs any more; the next build will not see what "
+            f"needs them (`outputd verify {base.id}` lists it)"
+        )
+    if known.HasField("dropped_time"):
+        yield (
+            f"warning: {base.id}: the CAS had lost {show_count(known.dropped_files)} files and the contents of "
+            f"{show_count(known.dropped_directories)} directories, which were taken away at {_instant(known.dropped_time.seconds)}"
+        )
+
+
+def _row(base: OutputBase) -> tuple[str, str, str, str, str, str, str, str]:
+    known = base.obtainable
     return (
         base.id,
         f"running {base.running_build_id}" if base.running_build_id else "none",
@@ -155,6 +192,8 @@ def _row(base: OutputBase) -> tuple[str, str, str, str, str, str]:
         _instant(base.last_build_time.seconds) if base.HasField("last_build_time") else "-",
         show_count(base.entries),
         "yes" if base.dirty else "no",
+        _instant(known.asked.seconds) if known.HasField("asked") else "-",
+        _instant(known.refresh.seconds) if known.HasField("refresh") else "-",
     )
 
 

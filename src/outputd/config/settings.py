@@ -255,6 +255,41 @@ class Outputs:
             "How long a reader waits for bytes that are not here yet before the read fails (ETIMEDOUT); a later read tries anew.",
         ),
     ]
+    lease_seconds: Annotated[
+        float,
+        Key(
+            Seconds(),
+            7200,
+            "How long the remote is believed to have a blob that it said it has; it is asked again in the background before that. "
+            "Bazel believes it for 3 h (--experimental_remote_cache_ttl), so this leaves an hour for a build; 0: not at all.",
+        ),
+    ]
+    always_asked: Annotated[
+        int,
+        Key(
+            Count(0, 100_000_000),
+            20_000,
+            "How many blobs a starting build asks for although the remote is still believed to have them, those asked for longest "
+            "ago first: in trees up to this size nothing is shown that the remote has just lost.",
+        ),
+    ]
+    start_timeout: Annotated[
+        float,
+        Key(
+            Seconds(least=0.1),
+            30,
+            "How long a starting build waits for the remote to tell what it has lost; the rest is asked for while the build runs, "
+            "and taken away when the next one starts.",
+        ),
+    ]
+    heal: Annotated[
+        bool,
+        Key(
+            Boolean(),
+            True,
+            "Upload what the remote has lost and the local store still holds, in the background; never what was made here.",
+        ),
+    ]
     max_tree_bytes: Annotated[
         int,
         Key(

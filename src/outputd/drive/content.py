@@ -87,8 +87,10 @@ class Content:
         *,
         read_timeout: float,
         closed: Callable[[File], None],
+        gone: Callable[[File], None] = lambda _: None,
     ) -> None:
-        """`closed` is told of every file that has local bytes and no writer any more."""
+        """`closed` is told of every file that has local bytes and no writer any more, `gone` of every one whose blob is nowhere."""
+        self._gone = gone
         self._tree = tree
         self._blobs = blobs
         self._disk = disk
@@ -319,6 +321,8 @@ class Content:
         except OutputdError as error:
             if opened is not None:
                 opened.failure = time.monotonic(), error
+            if isinstance(error, NotFound):
+                self._gone(file)
             raise
 
     async def _localise(self, file: File, digest: Digest, *, writable: bool) -> None:

@@ -75,6 +75,9 @@ class LocalStore(Protocol):
     def flush(self) -> None:
         """Return when everything that is here outlives a power cut. Raises Exhausted or Unavailable. May take seconds."""
 
+    def only_here(self, digests: Collection[Digest]) -> set[Digest]:
+        """Those of `digests` that are here, were made here and are not known to be anywhere else."""
+
     def usage(self) -> Usage:
         """True numbers for statfs and `status`."""
 
@@ -152,6 +155,9 @@ class BlobStore(Protocol):
         The remote is asked for all of them, held locally or not, for its answer prolongs lifetimes there (REv2). When it cannot
         be reached this raises Unavailable.
         """
+
+    async def missing_remotely(self, digests: Collection[Digest]) -> set[Digest]:
+        """As `find_missing`, but whatever the local store holds; all of them when there is no remote."""
 
     async def write(self, digest: Digest, data: AsyncIterator[bytes]) -> None:
         """Keep a blob: in the local store and, when there is a remote, there too before this returns.

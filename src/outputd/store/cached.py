@@ -133,9 +133,10 @@ class CachedStore:
         return data
 
     async def find_missing(self, digests: Collection[Digest]) -> set[Digest]:
-        if self._remote is None:
-            return await self._missing_here(digests)
-        return await self._missing_here(await self._remote.find_missing(digests))
+        return await self._missing_here(await self.missing_remotely(digests))
+
+    async def missing_remotely(self, digests: Collection[Digest]) -> set[Digest]:
+        return set(digests) if self._remote is None else await self._remote.find_missing(digests)
 
     async def write(self, digest: Digest, data: AsyncIterator[bytes]) -> None:
         """As BlobStore says. `data` is not read when the blob is here already."""

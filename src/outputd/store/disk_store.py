@@ -3,6 +3,7 @@
 Layout below the root, which one daemon owns:
 
     blobs/<function>/<two hex digits>/<the other digits>    the blobs, mode 0444, whole and verified before they get this name
+                                                            a sticky one (01444) was made here, and may be nowhere else
     tmp/<one directory a process>/                          blobs on their way in; swept when their process is gone
     private/                                                files local actions write, taken over by `adopt`; not touched here
     damaged/                                                what was found under a blob's name with another size
@@ -21,6 +22,7 @@ import fcntl
 import itertools
 import os
 import secrets
+import stat
 import threading
 from collections.abc import Collection, Iterator
 from typing import Final
@@ -33,6 +35,8 @@ from outputd.store.base import Usage
 
 _NO_ROOM: Final = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG})
 _NO_SIZE: Final = bytes(8)
+_ONLY_HERE: Final = stat.S_ISVTX
+"""Bit in the mode of a blob that was made here and is not known to be anywhere else. It means nothing to Linux on a plain file."""
 
 
 class DiskStore:
@@ -120,6 +124,18 @@ class DiskStore:
         has = self.has
         return {digest for digest in digests if not has(digest)}
 
+    def only_here(self, digests: Collection[Digest]) -> set[Digest]:
+        found: set[Digest] = set()
+        for digest in digests:
+            try:
+                if os.stat(self._path(digest)).st_mode & _ONLY_HERE:
+                    found.add(digest)
+            except FileNotFoundError:
+                continue
+            except OSError as error:
+                raise self.failed(error, "look up", self._path(digest)) from error
+        return found
+
     def put(self, digest: Digest, data: bytes) -> None:
         with self.writer(digest) as writer:
             writer.write(data)
@@ -130,7 +146,7 @@ class DiskStore:
 
     def adopt(self, path: str, digest: Digest) -> None:
         try:
-            self._disk.chmod(path, 0o444)
+            self._disk.chmod(path, 0o444 | _ONLY_HERE)
             self.publish(path, digest)
         except OSError as error:
             raise self.failed(error, "take over", path) from error

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Collection, Mapping
 from pathlib import Path
 
 import pytest
@@ -10,9 +11,10 @@ import pytest
 from outputd._proto import remote_execution_pb2 as reapi
 from outputd.builds.staging import TreeReference
 from outputd.digest import Digest
-from outputd.errors import Unavailable
-from outputd.tree.node import Directory
-from tests.unit.builds.world import BASE, SHA256, World, seen, until, world
+from outputd.errors import NotFound, TimedOut, Unavailable
+from outputd.tree.node import Child, Directory, File
+from outputd.tree.status import Status
+from tests.unit.builds.world import BASE, SECOND, SHA256, World, seen, until, world
 
 A, B, C, D = (Digest.of(SHA256, data) for data in (b"a", b"bb", b"ccc", b"dddd"))
 
@@ -274,5 +276,322 @@ def test_the_loop_is_free_while_a_large_tree_is_looked_through(
             counter.cancel()
             assert turns >= 20  # ten directories, each gone through twice
             assert sum(content is not None for content in (await w.listing()).values()) == 2500
+
+    asyncio.run(run())
+
+
+def spread(directories: int, files: int) -> list[tuple[str, Digest]]:
+    """Artifacts in as many directories, all different."""
+    return [
+        (f"d{d:02}/f{f}", Digest.of(SHA256, b"%d/%d" % (d, f)))
+        for d in range(directories)
+        for f in range(files)
+    ]
+
+
+def asked(w: World) -> int:
+    """How many blobs were asked for since this was called last."""
+    count = sum(map(len, w.cas.asked))
+    w.cas.asked.clear()
+    return count
+
+
+def test_a_small_tree_is_always_asked_for_and_a_large_one_in_turns(tmp_path: Path) -> None:
+    async def run() -> None:
+        async with world(tmp_path, always_asked=25) as w:
+            await w.start()
+            await w.stage(*spread(10, 10))
+            await w.finalize("b1")
+            await w.start("b2")
+            assert asked(w) == 100  # nothing of it was asked for before
+            in_turn: list[set[Digest]] = []
+            for number in range(5):
+                await w.finalize(f"b{number + 2}")
+                await w.start(f"b{number + 3}")
+                in_turn += w.cas.asked
+                assert asked(w) == 20  # whole directories, as many as fit
+            assert set().union(*in_turn) == {digest for _, digest in spread(10, 10)}
+
+    asyncio.run(run())
+
+
+def test_what_was_staged_or_changed_is_asked_for_beyond_the_budget(tmp_path: Path) -> None:
+    async def run() -> None:
+        async with world(tmp_path, always_asked=0) as w:
+            await w.start()
+            await w.stage(*spread(10, 10))
+            await w.finalize("b1")
+            await w.start("b2")
+            assert asked(w) == 100
+            await w.stage(("d03/new", A), ("e/new", B), build_id="b2")
+            w.write("d04/local", b"here")
+            await w.finalize("b2")
+            await w.start("b3")
+            assert asked(w) == 11 + 1 + 11
+            await w.finalize("b3")
+            await w.start("b4")
+            assert asked(w) == 0
+
+    asyncio.run(run())
+
+
+def test_a_lease_ends_and_outlives_a_restart(tmp_path: Path) -> None:
+    async def run() -> None:
+        async with world(tmp_path, always_asked=0, lease=100) as w:
+            await w.start()
+            await w.stage(*spread(3, 5))
+            await w.finalize("b1")
+            await w.start("b2")
+            assert asked(w) == 15
+            await w.finalize("b2")
+        async with world(tmp_path, always_asked=0, lease=100) as w:
+            await w.start("b3")
+            assert asked(w) == 0
+            assert w.root().children is None
+            await w.finalize("b3")
+            w.later = 101 * SECOND
+            await w.start("b4")
+            assert asked(w) == 15
+            await w.finalize("b4")
+            w.later = -101 * SECOND  # somebody sets the clock: a lease of the future says nothing
+            await w.start("b5")
+            assert asked(w) == 15
+
+    asyncio.run(run())
+
+
+def test_a_directory_s_lease_is_as_old_as_the_oldest_below_it(tmp_path: Path) -> None:
+    async def run() -> None:
+        async with world(tmp_path, always_asked=20, lease=100) as w:
+            await w.start()
+            await w.stage(*spread(10, 10))
+            for number, (later, count) in enumerate(((0, 100), (60, 20)), 1):
+                await w.finalize(f"b{number}")
+                w.later = later * SECOND
+                await w.start(f"b{number + 1}")
+                assert asked(w) == count
+            await w.finalize("b3")
+        async with world(tmp_path, always_asked=0, lease=100) as w:
+            w.later = 110 * SECOND
+            await w.start("b4")
+            assert asked(w) == 80
+            await w.finalize("b4")
+            w.later = 165 * SECOND
+            await w.start("b5")
+            assert asked(w) == 20
+
+    asyncio.run(run())
+
+
+def test_what_is_trusted_is_not_looked_into(tmp_path: Path) -> None:
+    async def run() -> None:
+        async with world(tmp_path, always_asked=0) as w:
+            await w.start()
+            await w.stage(*spread(10, 3), *((f"deep/{path}", digest) for path, digest in spread(10, 3)))
+            await w.finalize("b1")
+            await w.start("b2")
+            await w.finalize("b2")
+        async with world(tmp_path, always_asked=0) as w:
+            await w.start("b3")
+            await w.stage(("new", A), build_id="b3")
+            await w.finalize("b3")
+            looked: list[Directory] = []
+            peek = w.loader.peek
+
+            async def counting(directory: Directory) -> Mapping[bytes, Child]:
+                looked.append(directory)
+                return await peek(directory)
+
+            w.loader.peek = counting  # type: ignore[method-assign]
+            asked(w)
+            await w.start("b4")
+            assert (asked(w), looked) == (1, [])
+
+    asyncio.run(run())
+
+
+def test_looking_at_files_does_not_end_their_leases(tmp_path: Path) -> None:
+    async def run() -> None:
+        async with world(tmp_path, always_asked=0) as w:
+            await w.start()
+            await w.stage(*spread(3, 5))
+            await w.finalize("b1")
+            await w.start("b2")
+            await w.finalize("b2")
+            asked(w)
+            for name in ("d00", "d01"):
+                directory = w.at(name)
+                assert isinstance(directory, Directory)
+                seen(w, directory)  # inode numbers are attributes: the records are outdated up to the root
+            assert w.root().record is None
+            await w.start("b3")
+            assert asked(w) == 0
+
+    asyncio.run(run())
+
+
+def test_one_loss_in_the_budget_has_everything_asked_for(tmp_path: Path) -> None:
+    async def run() -> None:
+        async with world(tmp_path, always_asked=10) as w:
+            await w.start()
+            items = spread(10, 10)
+            await w.stage(*items)
+            await w.finalize("b1")
+            await w.start("b2")
+            await w.finalize("b2")
+            asked(w)
+            w.cas.lost = {digest for _, digest in items}  # the remote has lost its disk
+            await w.start("b3")
+            assert asked(w) == 10 + 100  # what was lost in the first round has no lease in the second
+            assert {path for path in await w.listing() if not path.endswith("/")} == set()
+
+    asyncio.run(run())
+
+
+def test_a_forgotten_blob_beyond_the_budget_is_found_when_its_turn_comes(tmp_path: Path) -> None:
+    async def run() -> None:
+        async with world(tmp_path, always_asked=20) as w:
+            await w.start()
+            items = spread(10, 10)
+            await w.stage(*items)
+            await w.finalize("b1")
+            await w.start("b2")
+            (path, digest), *_ = items
+            w.cas.lost = {digest}
+            for number in range(2, 7):
+                await w.finalize(f"b{number}")
+                await w.start(f"b{number + 1}")
+            assert path not in await w.listing()
+
+    asyncio.run(run())
+
+
+def test_entries_that_the_message_cannot_name_are_asked_for(tmp_path: Path) -> None:
+    """A directory's digest says nothing of a name that is not UTF-8, so it has no lease by that digest."""
+
+    async def run() -> None:
+        async with world(tmp_path, always_asked=0) as w:
+            await w.start()
+            tree = TreeReference(_tree(w, C), None)
+            # What is left of `d` will have the digest of `e`, which has a lease by then.
+            await w.stage(("d/a", A), ("d/b", B), ("e/b", B), ("tree", tree))
+            await w.finalize("b1")
+            await w.start("b2")
+            assert asked(w) == 3
+            directory = w.at("d")
+            assert isinstance(directory, Directory)
+            assert w.tree.rename(directory, b"a", directory, b"\xff", 0, w.now()) is Status.OK
+            await w.finalize("b2")
+        async with world(tmp_path, always_asked=0) as w:
+            w.cas.lost = {A, C}
+            w.cas.asked.clear()
+            await w.start("b3")
+            assert A in set().union(*w.cas.asked)
+            assert await w.listing() == {"d/": None, "d/b": B, "e/": None, "e/b": B, "tree/": None}
+
+    asyncio.run(run())
+
+
+def _tree(w: World, digest: Digest) -> Digest:
+    root = reapi.Directory(files=[reapi.FileNode(name="c", digest=_proto(digest))])
+    return w.cas.add(reapi.Tree(root=root).SerializeToString())
+
+
+def test_what_the_remote_lost_and_we_hold_stays_and_is_uploaded(tmp_path: Path) -> None:
+    async def run() -> None:
+        async with world(tmp_path) as w, asyncio.TaskGroup() as tasks:
+            healing = tasks.create_task(w.healing.run())
+            await w.start()
+            held = w.cas.add(b"fetched once")
+            w.write("made", b"made here")
+            await w.stage(("d/held", held), ("d/a", A))
+            await w.cas.fetch(held)
+            await w.finalize("b1")
+            made = Digest.of(SHA256, b"made here")
+            w.cas.lost = {held, made, A}
+            await w.start("b2")
+            assert await w.listing() == {"d/": None, "d/held": held, "made": made}
+            await until(lambda: w.healing.healed)
+            assert w.cas.uploaded == [held]  # what was made here was never there
+            assert (w.healing.healed, w.healing.healed_bytes, w.healing.waiting) == (1, 12, 0)
+            healing.cancel()
+
+    asyncio.run(run())
+
+
+def test_when_the_time_is_up_the_build_starts_and_the_next_one_goes_on(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr("outputd.builds.presence._BLOBS_A_BATCH", 10)
+    monkeypatch.setattr("outputd.builds.presence._BATCHES", 1)
+
+    async def run() -> None:
+        async with world(tmp_path, always_asked=0, patience=SECOND // 5) as w:
+            await w.start()
+            items = spread(10, 10)
+            await w.stage(*items)
+            await w.finalize("b1")
+            first = asyncio.Event()
+            ask = w.cas.missing_remotely
+
+            async def slow(digests: Collection[Digest]) -> set[Digest]:
+                if w.cas.asked:
+                    first.set()
+                    await asyncio.Event().wait()
+                return await ask(digests)
+
+            w.cas.missing_remotely = slow  # type: ignore[method-assign]
+            await w.start("b2")
+            assert first.is_set()
+            assert asked(w) == 10
+            base = w.builds.live()[0]
+            assert base.obtainable.lease is None
+            assert base.obtainable.due is not None
+            w.cas.missing_remotely = ask  # type: ignore[method-assign]
+            checked = await w.presence.prolong(w.root(), w.now() - 3600 * SECOND, 0)
+            assert (asked(w), checked.missing) == (90, 0)
+            assert checked.lease is not None
+            assert checked.lease.blobs == 100
+            await w.finalize("b2")
+            await w.start("b3")
+            assert asked(w) == 0
+
+    asyncio.run(run())
+    assert "told of 10 blobs" in caplog.text
+
+
+def test_a_cas_that_says_nothing_at_all_fails_the_start(tmp_path: Path) -> None:
+    async def run() -> None:
+        async with world(tmp_path, patience=SECOND // 10) as w:
+            await w.start()
+            await w.stage(("a", A))
+            await w.finalize("b1")
+            w.cas.gate.clear()
+            with pytest.raises(TimedOut, match="did not tell"):
+                await w.start("b2")
+            w.cas.gate.set()
+            await w.start("b2")
+            assert await w.listing() == {"a": A}
+
+    asyncio.run(run())
+
+
+def test_who_reads_what_is_nowhere_has_it_asked_for(tmp_path: Path) -> None:
+    async def run() -> None:
+        async with world(tmp_path, always_asked=0) as w:
+            await w.start()
+            await w.stage(*spread(3, 5), ("d00/a", A))
+            await w.finalize("b1")
+            await w.start("b2")
+            asked(w)
+            w.cas.lost = {A}
+            file = w.at("d00/a")
+            assert isinstance(file, File)
+            with pytest.raises(NotFound):
+                await w.content.localise(file, writable=False)
+            await w.finalize("b2")
+            await w.start("b3")
+            assert asked(w) == 6 + 6 + 10  # the directory, and when that had a loss, everything
+            assert "d00/a" not in await w.listing()
 
     asyncio.run(run())

@@ -10,7 +10,10 @@ from collections.abc import AsyncIterator, Callable, Collection, Mapping
 from typing import Any
 
 from outputd.builds.builds import BuildRequest, Builds, Options
+from outputd.builds.healing import Healing
 from outputd.builds.journals import Journals
+from outputd.builds.leases import Leases
+from outputd.builds.presence import LeaseOptions, Presence
 from outputd.builds.state import State
 from outputd.digest import Digest, DigestFunction
 from outputd.disk.disk import RealDisk
@@ -26,6 +29,7 @@ from outputd.tree.status import Status
 from outputd.tree.tree import Tree
 
 SHA256 = DigestFunction.SHA256
+SECOND = 1_000_000_000
 BASE = "9da951b8cb759233037166e28f7ea186"
 PREFIX = "/home/ed/mnt/outputs"
 EXECROOT = "/home/ed/.cache/bazel/x/execroot/ws"
@@ -41,7 +45,8 @@ class Cas:
         """What `find_missing` calls missing, besides what nobody ever had."""
         self.down: OutputdError | None = None
         self.asked: list[set[Digest]] = []
-        """The questions of `find_missing`."""
+        """The questions of `find_missing` and `missing_remotely`."""
+        self.uploaded: list[Digest] = []
         self.read_digests: list[Digest] = []
         self.instances: set[str] = set()
         """REv2 instance names that were asked for."""
@@ -80,16 +85,21 @@ class Cas:
         return data
 
     async def find_missing(self, digests: Collection[Digest]) -> set[Digest]:
+        return self.local.missing(await self.missing_remotely(digests))
+
+    async def missing_remotely(self, digests: Collection[Digest]) -> set[Digest]:
         self.asked.append(set(digests))
         await self.gate.wait()
         if self.down is not None:
             raise self.down
-        return {
-            d for d in self.local.missing(digests) if d in self.lost or not (self.vouches or d in self.blobs)
-        }
+        return {d for d in digests if d in self.lost or not (self.vouches or d in self.blobs)}
 
     async def write(self, digest: Digest, data: AsyncIterator[bytes]) -> None:
-        raise AssertionError("not asked by builds")
+        if self.down is not None:
+            raise self.down
+        assert self.local.has(digest), "what builds upload is in the local store"
+        self.lost.discard(digest)
+        self.uploaded.append(digest)
 
     async def write_many(self, blobs: Mapping[Digest, bytes]) -> dict[Digest, OutputdError]:
         raise AssertionError("not asked by builds")
@@ -111,6 +121,8 @@ class World:
     def __init__(
         self, path: str, tasks: asyncio.TaskGroup, options: Mapping[str, bool | int], timeout: float
     ) -> None:
+        self.later = 0
+        """By how much this world's clock is ahead, in nanoseconds."""
         self.disk = RealDisk()
         self.state = State(f"{path}/state", self.disk)
         self.store = DiskStore(f"{path}/cache", self.disk)
@@ -126,9 +138,25 @@ class World:
             tasks,
             read_timeout=timeout,
             closed=self.ingest.closed,
+            gone=lambda file: self.builds.gone(file),
         )
         self.loader = Loader(self.state, self.cas, tasks, max_tree_bytes=1 << 20, timeout=timeout)
         self.reaper = Reaper(self.tree, self.content)
+        self.leases = Leases(f"{path}/cache", "remote", self.disk)
+        self.healing = Healing(self.cas)
+        self.presence = Presence(
+            self.loader,
+            self.cas,
+            self.leases,
+            self.healing,
+            LeaseOptions(
+                duration=int(options.get("lease", 3600)) * SECOND,
+                always_asked=int(options.get("always_asked", 1000)),
+                patience=int(options.get("patience", 30 * SECOND)),
+                local_only=bool(options.get("local_only", False)),
+            ),
+            now=self.now,
+        )
         self.builds = Builds(
             self.tree,
             self.loader,
@@ -139,12 +167,16 @@ class World:
             self.state,
             Journals(f"{path}/state/journals", self.disk),
             self.kernel,
+            self.presence,
             Options(
                 local_only=bool(options.get("local_only", False)),
                 initial_contents=bool(options.get("initial_contents", False)),
                 max_tree_bytes=int(options.get("max_tree_bytes", 1 << 20)),
             ),
         )
+
+    def now(self) -> int:
+        return time.time_ns() + self.later
 
     async def start(self, build_id: str = "b1", base: str = BASE, **changes: Any) -> None:
         """StartBuild as Bazel sends it."""
@@ -304,5 +336,6 @@ async def world(
         finally:
             for task in background:
                 task.cancel()
+            await w.leases.close()
             await w.state.close()
             w.store.close()

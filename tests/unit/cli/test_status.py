@@ -21,12 +21,18 @@ def test_people(outputd: Commands, daemon: GetStatusResponse) -> None:
     daemon.store.blobs, daemon.store.blob_bytes = 12345, 3 << 29
     daemon.output_bases.add(id="b1", running_build_id="i-2", last_build_id="i-1", entries=2000, dirty=True)
     daemon.output_bases[0].last_build_time.FromSeconds(1_800_000_000)
+    daemon.output_bases[0].obtainable.asked.FromSeconds(1_800_000_060)
+    daemon.output_bases[0].obtainable.refresh.FromSeconds(1_800_005_400)
     daemon.output_bases.add(id="b2", save_error="no room")
+    lost = daemon.output_bases[1].obtainable
+    lost.missing, lost.dropped_files, lost.dropped_directories = 3, 5, 1
+    lost.dropped_time.FromSeconds(1_800_000_000)
     daemon.remote.url, daemon.remote.state, daemon.remote.last_error = (
         "grpc://h:1",
         Remote.FAILING,
         "h:1 is away",
     )
+    daemon.remote.healed_blobs, daemon.remote.healing = 7, 2
     spoken = outputd("status")
     assert (spoken.code, spoken.err) == (0, "")
     assert spoken.out.splitlines() == [
@@ -35,12 +41,16 @@ def test_people(outputd: Commands, daemon: GetStatusResponse) -> None:
         "kernel  FUSE 7.45; readdirplus, passthrough",
         "listen  unix:/s, 127.0.0.1:1",
         "store   /c: 12 345 blobs, 1.5 GiB; 30 GiB of 100 GiB free",
-        "remote  grpc://h:1, failing; last error: h:1 is away",
+        "remote  grpc://h:1, failing; last error: h:1 is away; 7 blobs that it had lost given back, 2 to go",
         "",
-        "OUTPUT BASE  BUILD        LAST BUILD  ENDED                 ENTRIES  CHANGED",
-        "b1           running i-2  i-1         2027-01-15T08:00:00Z  2 000    yes",
-        "b2           none         -           -                     0        no",
+        "OUTPUT BASE  BUILD        LAST BUILD  ENDED                 ENTRIES  CHANGED  ASKED FOR             NEXT",
+        "b1           running i-2  i-1         2027-01-15T08:00:00Z  2 000    yes      2027-01-15T08:01:00Z  "
+        "2027-01-15T09:30:00Z",
+        "b2           none         -           -                     0        no       -                     -",
         "warning: b2 could not be saved, a restart would bring back an older tree: no room",
+        "warning: b2: nobody has 3 of its blobs any more; the next build will not see what needs them "
+        "(`outputd verify b2` lists it)",
+        "warning: b2: the CAS had lost 5 files and the contents of 1 directories, which were taken away at 2027-01-15T08:00:00Z",
     ]
 
 
@@ -70,6 +80,9 @@ def test_programs(outputd: Commands, daemon: GetStatusResponse) -> None:
         "last_error": None,
         "last_error_time": None,
         "unanswered_since": None,
+        "healed_blobs": 0,
+        "healed_bytes": 0,
+        "healing": 0,
     }
     assert data["output_bases"] == [
         {
@@ -80,6 +93,15 @@ def test_programs(outputd: Commands, daemon: GetStatusResponse) -> None:
             "entries": 1 << 40,
             "dirty": False,
             "save_error": None,
+            "obtainable": {
+                "blobs": 0,
+                "asked": None,
+                "refresh": None,
+                "missing": 0,
+                "dropped_files": 0,
+                "dropped_directories": 0,
+                "dropped_time": None,
+            },
         }
     ]
 

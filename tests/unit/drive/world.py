@@ -58,6 +58,9 @@ class DictRemote:
     async def find_missing(self, digests: Collection[Digest]) -> set[Digest]:
         raise AssertionError("not asked by drive")
 
+    async def missing_remotely(self, digests: Collection[Digest]) -> set[Digest]:
+        raise AssertionError("not asked by drive")
+
     async def write(self, digest: Digest, data: AsyncIterator[bytes]) -> None:
         raise AssertionError("not asked by drive")
 

@@ -44,6 +44,9 @@ class FakeLocal:
     def adopt(self, path: str, digest: Digest) -> None:
         raise NotImplementedError
 
+    def only_here(self, digests: Collection[Digest]) -> set[Digest]:
+        return set()
+
     def missing(self, digests: Collection[Digest]) -> set[Digest]:
         return {digest for digest in digests if not self.has(digest)}
 
@@ -106,6 +109,9 @@ class FakeStore:
             raise self.broken
         self.asked.append(set(digests))
         return self._local.missing(digests)
+
+    async def missing_remotely(self, digests: Collection[Digest]) -> set[Digest]:
+        raise AssertionError("not asked by rpc")
 
     async def write(self, digest: Digest, data: AsyncIterator[bytes]) -> None:
         if digest in self.failing:

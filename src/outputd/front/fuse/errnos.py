@@ -43,8 +43,8 @@ OF_STATUS: Final[dict[Status, int]] = {
 OF_ERROR: Final[dict[type[OutputdError], int]] = {
     Invalid: errno.EINVAL,
     Precondition: errno.EINVAL,
-    # A build tool that reads an output whose bytes are nowhere must see a failing disk, not a missing file: the name is there.
-    NotFound: errno.EIO,
+    # Of an output whose bytes are nowhere any more. Not ENOENT, for the name is there; and no other error says this.
+    NotFound: errno.ENODATA,
     Corrupt: errno.EIO,
     Unavailable: errno.EIO,  # the disk below
     TimedOut: errno.ETIMEDOUT,
