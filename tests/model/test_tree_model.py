@@ -19,6 +19,7 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, pr
 
 from outputd._proto import remote_execution_pb2 as reapi
 from outputd.digest import Digest
+from outputd.tree.identity import remember_all
 from outputd.tree.merkle import Sealed, seal
 from outputd.tree.node import (
     EXECUTABLE_MODE,
@@ -367,8 +368,21 @@ class TreeAgainstDirectory(RuleBasedStateMachine):
         directory = self.directory(path)
         if isinstance(directory, Directory):
             names = self.kept.run(lambda: sorted(self.tree.children(directory)))
-            found = self.tree.remember_all(directory, names)
-            assert [self.lookup(directory, name) for name in names] == found
+            inos, found = remember_all(directory, names)
+            assert [child.ino for child in found] == inos
+            assert [self.tree.children(directory)[name] for name in names] == found
+
+    @precondition(lambda self: self.tree.inodes.listed)
+    @rule(data=st.data(), ask=st.booleans())
+    def forget_or_ask_for_what_was_listed(self, data: st.DataObject, ask: bool) -> None:
+        listed = self.tree.inodes.listed
+        ino = data.draw(st.sampled_from(sorted(listed)))
+        if ask:
+            node = self.tree.inodes[ino]
+            assert (node.ino, node.lookups) == (ino, 1)
+        else:
+            self.tree.forget(ino, 1)
+        assert ino not in listed
 
     @precondition(lambda self: len(self.tree.inodes) > 1)
     @rule(data=st.data())
@@ -446,6 +460,9 @@ class TreeAgainstDirectory(RuleBasedStateMachine):
             self.compare(exact=False)
         for ino, node in self.tree.inodes.items():
             assert node.ino == ino and node.lookups > 0
+        for ino, page in self.tree.inodes.listed.items():
+            child = self.tree.children(page.directory)[page.names[page.inos.index(ino)]]
+            assert isinstance(child, PackedFile) and child.ino == ino and ino not in self.tree.inodes
 
     def compare(self, *, exact: bool) -> None:
         """What is loaded; link counts only if `exact`, for names that went unseen are not noticed at once."""

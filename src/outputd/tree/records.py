@@ -95,8 +95,8 @@ class Columns:
         return not self.modes or (self._default and self._time == mtime)
 
     def add_packed(self, file: PackedFile) -> None:
-        mode, ino, mtime = file.attributes
-        self._add(mode, ino, mtime, mtime)
+        mode, mtime = file.attributes
+        self._add(mode, file.ino, mtime, mtime)
 
     def add(self, node: Node) -> None:
         if node.extra is not None:
