@@ -160,6 +160,10 @@ _END: Final = {int(function): 9 + function.hash_length for function in DigestFun
 """Where the digest ends, by its first byte."""
 
 
+SHARED: Final = slice(-_TAIL - 8, -8)
+"""What files with the same attributes have in common, of packed files that have inode numbers."""
+
+
 def packable(now: int) -> int:
     """The last time not after `now` that a packed file can have; nanoseconds since 1970."""
     return max(0, min(now & -GRANULE, _LATEST))

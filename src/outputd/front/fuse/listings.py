@@ -12,7 +12,7 @@ from typing import Final
 from outputd.digest import Digest
 from outputd.front.fuse.answers import Answers
 from outputd.tree.identity import identify_all, remember_all
-from outputd.tree.node import Child, Directory, File, Node, PackedFile
+from outputd.tree.node import SHARED, Child, Directory, File, Node, PackedFile
 from outputd.tree.tree import Tree
 from outputd.wire.fuse_abi import FOPEN_CACHE_DIR, FOPEN_KEEP_CACHE
 from outputd.wire.fuse_reply import (
@@ -210,22 +210,24 @@ class Listings:
     ) -> None:
         """`_record_plus` of each, quicker for most files: those that were staged together share all but number, name and size."""
         tree, validity = self._tree, self._answers.validity
-        shared_time = shared_mode = -1
-        shared = b""
+        mark: object = None
+        mode, attributes = 0, b""
         for name, ino, child, cookie in zip(names, inos, found, cookies, strict=True):
             if isinstance(child, PackedFile):
-                mode, mtime = child.attributes
+                if child[SHARED] != mark:
+                    mark = child[SHARED]
+                    mode, mtime = child.attributes
+                    attributes = blob_attributes(mtime, mode, tree.uid, tree.gid)
             elif (
                 isinstance(child, File)
                 and child.extra is None
                 and child.ctime == child.mtime
                 and isinstance(child.content, Digest)
             ):
-                mode, mtime = child.mode, child.mtime
+                if (child.mode, child.mtime) != mark:
+                    mark = mode, mtime = child.mode, child.mtime
+                    attributes = blob_attributes(mtime, mode, tree.uid, tree.gid)
             else:
                 records.append(self._record_plus(name, child, cookie))
                 continue
-            if mtime != shared_time or mode != shared_mode:
-                shared_time, shared_mode = mtime, mode
-                shared = blob_attributes(mtime, mode, tree.uid, tree.gid)
-            records.append(direntplus_of_blob(ino, cookie, name, validity, child.size, shared, mode))
+            records.append(direntplus_of_blob(ino, cookie, name, validity, child.size, attributes, mode))
