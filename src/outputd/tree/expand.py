@@ -5,7 +5,7 @@ Files of which nothing is known but what a packed file says become that, all oth
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from typing import Final, NamedTuple
 
 from outputd.digest import Digest
@@ -49,7 +49,7 @@ def expand(directory: Directory, listing: Listing, record: bytes | None) -> None
         pass
 
 
-def expanding(directory: Directory, listing: Listing, record: bytes | None) -> Iterator[None]:
+def expanding(directory: Directory, listing: Listing, record: bytes | None) -> Generator[None, None, None]:
     """Give a collapsed directory its children, with the last of many steps; no change if it has got others meanwhile.
 
     Digest and record stay known, for nothing has changed; but not where they say of a hard-linked node what is true no more, nor
