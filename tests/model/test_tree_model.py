@@ -30,10 +30,13 @@ from outputd.tree.node import (
     File,
     Local,
     Node,
-    PackedFile,
     Special,
     Symlink,
+    pack,
     packable,
+    packed_attributes,
+    packed_content,
+    packed_ino,
 )
 from outputd.tree.rules import RENAME_EXCHANGE, RENAME_NOREPLACE
 from outputd.tree.status import Status
@@ -267,7 +270,7 @@ class TreeAgainstDirectory(RuleBasedStateMachine):
 
     @rule(path=NEW, label=st.sampled_from([b"x", b"y"]))
     def stage(self, path: Path, label: bytes) -> None:
-        staged = PackedFile.pack(EXECUTABLE_MODE, packable(self.tick()), self.blob(label))
+        staged = pack(EXECUTABLE_MODE, packable(self.tick()), self.blob(label))
         assert staged is not None
         there = self.place(path, staged)
         real.create(there, label)
@@ -369,7 +372,7 @@ class TreeAgainstDirectory(RuleBasedStateMachine):
         if isinstance(directory, Directory):
             names = self.kept.run(lambda: sorted(self.tree.children(directory)))
             inos, found = remember_all(directory, names)
-            assert [child.ino for child in found] == inos
+            assert [packed_ino(c) if isinstance(c, bytes) else c.ino for c in found] == inos
             assert [self.tree.children(directory)[name] for name in names] == found
 
     @precondition(lambda self: self.tree.inodes.listed)
@@ -462,7 +465,7 @@ class TreeAgainstDirectory(RuleBasedStateMachine):
             assert node.ino == ino and node.lookups > 0
         for ino, page in self.tree.inodes.listed.items():
             child = self.tree.children(page.directory)[page.names[page.inos.index(ino)]]
-            assert isinstance(child, PackedFile) and child.ino == ino and ino not in self.tree.inodes
+            assert isinstance(child, bytes) and packed_ino(child) == ino and ino not in self.tree.inodes
 
     def compare(self, *, exact: bool) -> None:
         """What is loaded; link counts only if `exact`, for names that went unseen are not noticed at once."""
@@ -477,19 +480,19 @@ class TreeAgainstDirectory(RuleBasedStateMachine):
             for name, node in directory.children.items():
                 there = path + b"/" + name
                 found = os.lstat(there)
-                assert stat.S_IFMT(node.mode) == stat.S_IFMT(found.st_mode)
                 if isinstance(node, Directory):
                     stack.append((node, there))
                     assert node.mode == found.st_mode
                     if self.subdirectories_count and node.children is not None:
                         assert node.nlink == found.st_nlink
                     continue
-                if isinstance(node, PackedFile):
-                    assert (node.ino or -1) not in self.tree.inodes
-                    assert node.mode == found.st_mode
+                if isinstance(node, bytes):
+                    assert (packed_ino(node) or -1) not in self.tree.inodes
+                    assert packed_attributes(node)[0] == found.st_mode
                     assert real.content(there) == self.label(node)
                     assert not exact or found.st_nlink == 1
                     continue
+                assert stat.S_IFMT(node.mode) == stat.S_IFMT(found.st_mode)
                 assert inodes.setdefault(found.st_ino, node) is node
                 assert node.nlink >= found.st_nlink
                 if exact:
@@ -502,7 +505,9 @@ class TreeAgainstDirectory(RuleBasedStateMachine):
         assert len(set(inodes.values())) == len(inodes)
 
     def label(self, node: Child) -> bytes:
-        assert isinstance(node, File | PackedFile)
+        if isinstance(node, bytes):
+            return self.blobs[packed_content(node)]
+        assert isinstance(node, File)
         if isinstance(node.content, Local):
             assert node.content.key not in self.freed
             return self.labels[node.content.key]

@@ -17,7 +17,7 @@ from outputd.digest import Digest
 from outputd.drive.loader import Loader
 from outputd.errors import Corrupt, NotFound
 from outputd.store.base import BlobStore
-from outputd.tree.node import DIRECTORY_MODE, Child, Directory, File, PackedFile, Volume
+from outputd.tree.node import DIRECTORY_MODE, Child, Directory, Volume, blob_of
 
 _log = logging.getLogger(__name__)
 
@@ -102,10 +102,9 @@ class _Survey:
                     continue
                 children = found
             for index, node in enumerate(list(children.values()), 1):
-                if isinstance(node, File | PackedFile):
-                    content = node.content
-                    if isinstance(content, Digest):
-                        self.files.add(content)
+                content = blob_of(node)
+                if content is not None:
+                    self.files.add(content)
                 elif isinstance(node, Directory):
                     # Not the node of a collapsed one: it would keep all entries beside it in memory.
                     stack.append((node if here is None else _Collapsed.of(node), here))
@@ -133,7 +132,7 @@ class _Survey:
 
     async def _lacks_file(self, place: _Collapsed, missing: set[Digest]) -> bool:
         children = await self._entries(place) or {}
-        return any(_holds(child, missing) for child in children.values())
+        return any(blob_of(child) in missing for child in children.values())
 
     async def _entries(self, place: _Collapsed) -> Mapping[bytes, Child] | None:
         """None when they are gone."""
@@ -176,7 +175,7 @@ async def _withdraw(
         for index, (name, node) in enumerate(list(directory.children.items()), 1):
             if isinstance(node, Directory):
                 stack.append(node)
-            elif _holds(node, missing) and _holds(directory.children.get(name), missing):  # still
+            elif blob_of(node) in missing and blob_of(directory.children.get(name)) in missing:  # still
                 changes.tree.withdraw(directory, name, now)
                 files += 1
             if index % _STRIDE == 0 and pace.due:
@@ -186,7 +185,3 @@ async def _withdraw(
         if pace.due:
             await pace.turn()
     return Withdrawn(files, directories)
-
-
-def _holds(child: Child | None, missing: set[Digest]) -> bool:
-    return isinstance(child, File | PackedFile) and child.content in missing

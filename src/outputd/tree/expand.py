@@ -23,6 +23,7 @@ from outputd.tree.node import (
     Node,
     PackedFile,
     Symlink,
+    pack,
     packable,
     packed_tail,
 )
@@ -166,7 +167,7 @@ class _Maker:
         if recorded is not None and index not in recorded.extras:
             mtime = recorded.mtimes[index]
             if recorded.ctimes[index] == mtime:
-                packed = PackedFile.pack(recorded.modes[index], mtime, digest, recorded.inos[index])
+                packed = pack(recorded.modes[index], mtime, digest, recorded.inos[index])
                 if packed is not None:
                     return packed
         file = File(EXECUTABLE_MODE if executable else FILE_MODE, self._mtime, digest)

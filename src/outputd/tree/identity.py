@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from outputd.tree.node import Child, Directory, Node, PackedFile, Page
+from outputd.tree.node import Child, Directory, Node, Page, packed_ino, packed_numbered, unpack
 from outputd.tree.outdate import outdate_record
 from outputd.tree.rules import entries
 
@@ -27,13 +27,13 @@ def identify_all(directory: Directory, names: list[bytes]) -> tuple[list[int], l
     found: list[Child] = []
     for name in names:
         child = children[name]
-        ino = child.ino
+        ino = packed_ino(child) if isinstance(child, bytes) else child.ino
         if not ino:
             ino = next_ino  # of this volume: the root of another one has its number from the beginning
             next_ino += 1
             new.append(name)
-            if isinstance(child, PackedFile):
-                child = children[name] = child.numbered(ino)
+            if isinstance(child, bytes):
+                child = children[name] = packed_numbered(child, ino)
             else:
                 child.ino = ino
         inos.append(ino)
@@ -52,11 +52,11 @@ def remember_all(directory: Directory, names: list[bytes]) -> tuple[list[int], l
     listed = inodes.listed
     page = Page(directory, names, inos)
     for index, (ino, child) in enumerate(zip(inos, found, strict=True)):
-        if isinstance(child, PackedFile):
+        if isinstance(child, bytes):
             if ino not in listed:
                 listed[ino] = page
                 continue
-            child = found[index] = child.unpack(directory, names[index])
+            child = found[index] = unpack(child, directory, names[index])
         elif not child.lookups:
             inodes[ino] = child
         child.lookups += 1

@@ -9,7 +9,7 @@ from __future__ import annotations
 import stat
 from collections.abc import Callable
 from struct import Struct
-from typing import Final, TypeAlias
+from typing import Final, NewType, TypeAlias
 
 from outputd.digest import Digest, DigestFunction
 from outputd.tree.log import UNLOGGED, Log
@@ -169,88 +169,80 @@ def packable(now: int) -> int:
     return max(0, min(now & -GRANULE, _LATEST))
 
 
+PackedFile = NewType("PackedFile", bytes)
+"""A file of which the kernel knows nothing but what a listing said, and no writer anything, in place of its node: a blob with
+default mode and owner, one name and one time for all. 80 bytes with its digest, 96 once it has an inode number.
+
+Becomes a node where more is to be done with it; nobody sees a difference. Behind the digest stand time and mode, which cost nothing
+(the allocator rounds 74 bytes up), and the inode number if it has one. Plain `bytes`: unlike those of any class of ours, they are
+nothing for the garbage collector to look at; nor is a directory's table that holds only these.
+"""
+
+
 def packed_tail(mtime: int, *, executable: bool) -> bytes:
     """What stands behind the digest of a packed file that has no inode number. The time must be packable."""
     return (mtime >> 15 | executable).to_bytes(_TAIL)
 
 
-class PackedFile(bytes):
-    """A file of which the kernel knows nothing but what a listing said, and no writer anything, in place of its node: a blob with
-    default mode and owner, one name and one time for all. 80 bytes with its digest, 96 once it has an inode number.
+def pack(mode: int, mtime: int, content: Digest, ino: int = 0) -> PackedFile | None:
+    """None where mode or time cannot be said this way. The ctime is the mtime."""
+    if mode not in (EXECUTABLE_MODE, FILE_MODE) or mtime != packable(mtime):
+        return None
+    packed = PackedFile(content + packed_tail(mtime, executable=mode == EXECUTABLE_MODE))
+    return packed_numbered(packed, ino) if ino else packed
 
-    It can be read as a `File` can, and becomes one where more is to be done with it; nobody sees a difference. Behind the digest
-    stand time and mode, which cost nothing (the allocator rounds 74 bytes up), and the inode number if it has one. Immutable, and
-    nothing for the garbage collector to look at; nor is a directory's table that holds only these.
-    """
 
-    __slots__ = ()
+def packed_numbered(packed: PackedFile, ino: int) -> PackedFile:
+    """The same with an inode number, of one that has none."""
+    return PackedFile(packed + _EIGHT.pack(ino))
 
-    extra: Final = None
-    nlink: Final = 1
 
-    @classmethod
-    def pack(cls, mode: int, mtime: int, content: Digest, ino: int = 0) -> PackedFile | None:
-        """None where mode or time cannot be said this way. The ctime is the mtime."""
-        if mode not in (EXECUTABLE_MODE, FILE_MODE) or mtime != packable(mtime):
-            return None
-        packed = cls(content + packed_tail(mtime, executable=mode == EXECUTABLE_MODE))
-        return packed.numbered(ino) if ino else packed
+def packed_content(packed: PackedFile) -> Digest:
+    return Digest(packed[: _END[packed[0]]])
 
-    def numbered(self, ino: int) -> PackedFile:
-        """The same with an inode number, of one that has none."""
-        return PackedFile(self + _EIGHT.pack(ino))
 
-    @property
-    def content(self) -> Digest:
-        return Digest(self[: _END[self[0]]])
+def packed_size(packed: PackedFile) -> int:
+    """Bytes."""
+    (size,) = _eight_at(packed, 1)
+    return size
 
-    @property
-    def size(self) -> int:
-        """Bytes."""
-        (size,) = _eight_at(self, 1)
-        return size
 
-    @property
-    def attributes(self) -> tuple[int, int]:
-        """Mode, and the time for all."""
-        tail = _eight_at(self, _END[self[0]] - 2)[0] & _TAIL_MASK
-        return EXECUTABLE_MODE if tail & 1 else FILE_MODE, tail >> 1 << 16
+def packed_attributes(packed: PackedFile) -> tuple[int, int]:
+    """Mode, and the time for all."""
+    tail = _eight_at(packed, _END[packed[0]] - 2)[0] & _TAIL_MASK
+    return EXECUTABLE_MODE if tail & 1 else FILE_MODE, tail >> 1 << 16
 
-    @property
-    def mode(self) -> int:
-        return self.attributes[0]
 
-    @property
-    def mtime(self) -> int:
-        return self.attributes[1]
+def packed_ino(packed: PackedFile) -> int:
+    """Inode number, 0 until somebody outside has seen it."""
+    behind = _END[packed[0]] + _TAIL
+    return 0 if len(packed) == behind else _eight_at(packed, behind)[0]
 
-    @property
-    def ctime(self) -> int:
-        return self.attributes[1]
 
-    @property
-    def ino(self) -> int:
-        """Inode number, 0 until somebody outside has seen it."""
-        behind = _END[self[0]] + _TAIL
-        return 0 if len(self) == behind else _eight_at(self, behind)[0]
+def unpack(packed: PackedFile, directory: Directory, name: bytes) -> File:
+    """The node in its place, from now on."""
+    assert directory.children is not None
+    file = directory.children[name] = unpack_nameless(packed, directory.volume)
+    file.parent = directory
+    file.name = name
+    return file
 
-    def unpack(self, directory: Directory, name: bytes) -> File:
-        """The node in its place, from now on."""
-        assert directory.children is not None
-        file = directory.children[name] = self.released(directory.volume)
-        file.parent = directory
-        file.name = name
-        return file
 
-    def released(self, volume: Volume) -> File:
-        """The node that it is when it has no name any more."""
-        file = File(*self.attributes, self.content)
-        file.ino = self.ino
-        inodes = volume.inodes
-        if file.ino and inodes.listed.pop(file.ino, None) is not None:
-            file.lookups = 1
-            inodes[file.ino] = file
-        return file
+def unpacked(packed: PackedFile) -> File:
+    """The same as a node that is nowhere."""
+    file = File(*packed_attributes(packed), packed_content(packed))
+    file.ino = packed_ino(packed)
+    return file
+
+
+def unpack_nameless(packed: PackedFile, volume: Volume) -> File:
+    """The node of one that is in no directory any more."""
+    file = unpacked(packed)
+    inodes = volume.inodes
+    if file.ino and inodes.listed.pop(file.ino, None) is not None:
+        file.lookups = 1
+        inodes[file.ino] = file
+    return file
 
 
 def repack(file: File) -> bool:
@@ -258,7 +250,7 @@ def repack(file: File) -> bool:
     directory, content = file.parent, file.content
     if file.extra is not None or file.ctime != file.mtime or directory is None or isinstance(content, Local):
         return False
-    packed = PackedFile.pack(file.mode, file.mtime, content, file.ino)
+    packed = pack(file.mode, file.mtime, content, file.ino)
     if packed is None:
         return False
     assert directory.children is not None
@@ -292,12 +284,12 @@ class Inodes(dict[int, "Node"]):
         name = page.names[page.inos.index(ino)]
         assert page.directory.children is not None
         child = page.directory.children[name]
-        assert isinstance(child, PackedFile)
-        return child.unpack(page.directory, name)
+        assert isinstance(child, bytes)
+        return unpack(child, page.directory, name)
 
-    def knows(self, child: PackedFile) -> bool:
+    def knows(self, packed: PackedFile) -> bool:
         """Whether it counts a reference, so that it may not go without leaving a node."""
-        return bool(self.listed) and child.ino in self.listed
+        return bool(self.listed) and packed_ino(packed) in self.listed
 
 
 class Symlink(Node):
@@ -369,6 +361,13 @@ class Directory(Node):
 
 Child: TypeAlias = Node | PackedFile
 """What a directory holds under a name."""
+
+
+def blob_of(child: Child | None) -> Digest | None:
+    """The digest of a file that is a blob; None for anything else."""
+    if isinstance(child, bytes):
+        return packed_content(child)
+    return child.content if isinstance(child, File) and isinstance(child.content, Digest) else None
 
 
 class Volume:

@@ -24,9 +24,9 @@ from outputd.tree.node import (
     File,
     Local,
     Node,
-    PackedFile,
     Volume,
     repack,
+    unpack,
 )
 from outputd.tree.outdate import outdate_digest, outdate_holders, outdate_record
 from outputd.tree.rules import RENAME_EXCHANGE, RENAME_NOREPLACE, entries, entry, may_enter, may_rename
@@ -276,8 +276,8 @@ class Tree:
         if children is None:
             raise NotLoaded(directory)
         old = children.get(name)
-        if isinstance(old, PackedFile) and self.inodes.knows(old):
-            old = old.unpack(directory, name)
+        if isinstance(old, bytes) and self.inodes.knows(old):
+            old = unpack(old, directory, name)
         if isinstance(old, Node):
             self._leave(directory, name, now)
             self._unname(old, directory, name, now)
@@ -340,8 +340,8 @@ class Tree:
             gone = Directory(directory.mode, now, directory.volume)
             gone.children = directory.children
             for name, child in directory.children.items():
-                if isinstance(child, PackedFile) and self.inodes.knows(child):
-                    child = child.unpack(directory, name)
+                if isinstance(child, bytes) and self.inodes.knows(child):
+                    child = unpack(child, directory, name)
                 if isinstance(child, Node):
                     move_name(child, directory, name, gone, name)
                 if directory.lookups:

@@ -22,7 +22,7 @@ from outputd.errors import NotFound, OutputdError
 from outputd.store.base import BlobStore
 from outputd.store.disk_store import DiskStore
 from outputd.tree.identity import remember_all
-from outputd.tree.node import Child, Directory, File, Local, Node, PackedFile, Symlink
+from outputd.tree.node import Child, Directory, File, Local, Node, Symlink, packed_content
 from outputd.tree.status import Status
 from outputd.tree.tree import Tree
 
@@ -187,7 +187,9 @@ class World:
                 if isinstance(node, Directory):
                     found[path + "/"] = None
                     stack.append((path + "/", node))
-                elif isinstance(node, File | PackedFile):
+                elif isinstance(node, bytes):
+                    found[path] = packed_content(node)
+                elif isinstance(node, File):
                     found[path] = node.content
                 elif isinstance(node, Symlink):
                     found[path] = node.target

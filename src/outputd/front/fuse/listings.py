@@ -12,7 +12,7 @@ from typing import Final
 from outputd.digest import Digest
 from outputd.front.fuse.answers import Answers
 from outputd.tree.identity import identify_all, remember_all
-from outputd.tree.node import SHARED, Child, Directory, File, Node, PackedFile
+from outputd.tree.node import SHARED, Child, Directory, File, Node, packed_attributes, packed_size
 from outputd.tree.tree import Tree
 from outputd.wire.fuse_abi import FOPEN_CACHE_DIR, FOPEN_KEEP_CACHE
 from outputd.wire.fuse_reply import (
@@ -188,7 +188,9 @@ class Listings:
             self._encode_plus(names, *remember_all(directory, names), cookies, records)
         else:
             inos, found = identify_all(directory, names)
-            modes = [child.mode for child in found]
+            modes = [
+                packed_attributes(child)[0] if isinstance(child, bytes) else child.mode for child in found
+            ]
             records.extend(map(dirent, inos, cookies, names, modes))
         return data_reply(unique, b"".join(records))
 
@@ -213,11 +215,12 @@ class Listings:
         mark: object = None
         mode, attributes = 0, b""
         for name, ino, child, cookie in zip(names, inos, found, cookies, strict=True):
-            if isinstance(child, PackedFile):
+            if isinstance(child, bytes):
                 if child[SHARED] != mark:
                     mark = child[SHARED]
-                    mode, mtime = child.attributes
+                    mode, mtime = packed_attributes(child)
                     attributes = blob_attributes(mtime, mode, tree.uid, tree.gid)
+                size = packed_size(child)
             elif (
                 isinstance(child, File)
                 and child.extra is None
@@ -227,7 +230,8 @@ class Listings:
                 if (child.mode, child.mtime) != mark:
                     mark = mode, mtime = child.mode, child.mtime
                     attributes = blob_attributes(mtime, mode, tree.uid, tree.gid)
+                size = child.content.size
             else:
                 records.append(self._record_plus(name, child, cookie))
                 continue
-            records.append(direntplus_of_blob(ino, cookie, name, validity, child.size, attributes, mode))
+            records.append(direntplus_of_blob(ino, cookie, name, validity, size, attributes, mode))
