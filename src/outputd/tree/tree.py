@@ -81,7 +81,10 @@ class Tree:
         """The kernel dropped `count` references (FUSE_FORGET)."""
         node = self.inodes.get(ino)
         if node is None:
-            self.inodes.listed.pop(ino, None)
+            listed = self.inodes.listed
+            listed.pop(ino, None)
+            if not listed:
+                listed.clear()  # gives back the room of what was in it
             return
         node.lookups -= count
         if node.lookups <= 0 and ino != ROOT_INO:
