@@ -1,6 +1,6 @@
 """`outputd` with its garbage collector watched: `python -m bench.macro.observed FILE COMMAND...`; changes nothing of what it does.
 
-FILE holds the longest pause so far, in seconds.
+FILE holds the longest collection so far, in seconds of processor time.
 """
 
 from __future__ import annotations
@@ -18,8 +18,8 @@ def watch(path: str) -> None:
     def note(phase: str, _facts: dict[str, int]) -> None:
         nonlocal began, longest
         if phase == "start":
-            began = time.perf_counter()
-        elif (took := time.perf_counter() - began) > longest:
+            began = time.thread_time()
+        elif (took := time.thread_time() - began) > longest:
             longest = took
             with open(path, "w") as file:
                 file.write(repr(longest))
