@@ -36,6 +36,8 @@ class Daemon:
     plain: str
     """An empty plain directory on the disk that holds the daemon's store, to compare with."""
     channel: grpc.Channel
+    watched: str
+    """Where a watched daemon writes its longest pause (observed.py)."""
 
     def cpu(self) -> float:
         """Seconds of processor time, user and system, all threads."""
@@ -53,6 +55,11 @@ class Daemon:
         """Resident bytes."""
         with open(f"/proc/{self.pid}/statm") as file:
             return int(file.read().split()[1]) * _PAGE
+
+    def longest_pause(self) -> float:
+        """Seconds of the longest garbage collection of a watched daemon."""
+        with open(self.watched) as file:
+            return float(file.read())
 
     def call(self, method: str, request: object, reply: type[R]) -> R:
         """One RPC of BazelOutputService."""
@@ -83,7 +90,7 @@ class Daemon:
 
 
 @contextlib.contextmanager
-def running_daemon(*options: str, place: str | None = None) -> Iterator[Daemon]:
+def running_daemon(*options: str, place: str | None = None, watched: bool = False) -> Iterator[Daemon]:
     """Start `outputd serve` with these further options. Everything is gone afterwards, but in a `place` that is given."""
     with contextlib.ExitStack() as places:
         top = place or places.enter_context(tempfile.TemporaryDirectory(prefix="outputd-bench-"))
@@ -92,7 +99,9 @@ def running_daemon(*options: str, place: str | None = None) -> Iterator[Daemon]:
         address = f"unix:{top}/socket"
         process = subprocess.Popen(
             [
-                *(sys.executable, "-m", "outputd.cli.main", "serve"),
+                *(sys.executable, "-m"),
+                *(("bench.macro.observed", f"{top}/pause") if watched else ("outputd.cli.main",)),
+                "serve",
                 *("--mount", paths["mount"], "--state-dir", paths["state"], "--cache-dir", paths["cache"]),
                 *("--listen", address, "--log-level", "warning", *options),
             ]
@@ -106,7 +115,7 @@ def running_daemon(*options: str, place: str | None = None) -> Iterator[Daemon]:
                     ("grpc.max_send_message_length", -1),
                 ],
             ) as channel:
-                yield Daemon(process.pid, paths["mount"], paths["plain"], channel)
+                yield Daemon(process.pid, paths["mount"], paths["plain"], channel, f"{top}/pause")
         finally:
             process.send_signal(signal.SIGTERM)
             process.wait(60)

@@ -19,6 +19,7 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, pr
 
 from outputd._proto import remote_execution_pb2 as reapi
 from outputd.digest import Digest
+from outputd.tree.identity import remember_all
 from outputd.tree.merkle import Sealed, seal
 from outputd.tree.node import (
     EXECUTABLE_MODE,
@@ -29,10 +30,13 @@ from outputd.tree.node import (
     File,
     Local,
     Node,
-    PackedFile,
     Special,
     Symlink,
+    pack,
     packable,
+    packed_attributes,
+    packed_content,
+    packed_ino,
 )
 from outputd.tree.rules import RENAME_EXCHANGE, RENAME_NOREPLACE
 from outputd.tree.status import Status
@@ -266,7 +270,7 @@ class TreeAgainstDirectory(RuleBasedStateMachine):
 
     @rule(path=NEW, label=st.sampled_from([b"x", b"y"]))
     def stage(self, path: Path, label: bytes) -> None:
-        staged = PackedFile.pack(EXECUTABLE_MODE, packable(self.tick()), self.blob(label))
+        staged = pack(EXECUTABLE_MODE, packable(self.tick()), self.blob(label))
         assert staged is not None
         there = self.place(path, staged)
         real.create(there, label)
@@ -367,8 +371,21 @@ class TreeAgainstDirectory(RuleBasedStateMachine):
         directory = self.directory(path)
         if isinstance(directory, Directory):
             names = self.kept.run(lambda: sorted(self.tree.children(directory)))
-            found = self.tree.remember_all(directory, names)
-            assert [self.lookup(directory, name) for name in names] == found
+            inos, found = remember_all(directory, names)
+            assert [packed_ino(c) if isinstance(c, bytes) else c.ino for c in found] == inos
+            assert [self.tree.children(directory)[name] for name in names] == found
+
+    @precondition(lambda self: self.tree.inodes.listed)
+    @rule(data=st.data(), ask=st.booleans())
+    def forget_or_ask_for_what_was_listed(self, data: st.DataObject, ask: bool) -> None:
+        listed = self.tree.inodes.listed
+        ino = data.draw(st.sampled_from(sorted(listed)))
+        if ask:
+            node = self.tree.inodes[ino]
+            assert (node.ino, node.lookups) == (ino, 1)
+        else:
+            self.tree.forget(ino, 1)
+        assert ino not in listed
 
     @precondition(lambda self: len(self.tree.inodes) > 1)
     @rule(data=st.data())
@@ -446,6 +463,9 @@ class TreeAgainstDirectory(RuleBasedStateMachine):
             self.compare(exact=False)
         for ino, node in self.tree.inodes.items():
             assert node.ino == ino and node.lookups > 0
+        for ino, page in self.tree.inodes.listed.items():
+            child = self.tree.children(page.directory)[page.names[page.inos.index(ino)]]
+            assert isinstance(child, bytes) and packed_ino(child) == ino and ino not in self.tree.inodes
 
     def compare(self, *, exact: bool) -> None:
         """What is loaded; link counts only if `exact`, for names that went unseen are not noticed at once."""
@@ -460,19 +480,19 @@ class TreeAgainstDirectory(RuleBasedStateMachine):
             for name, node in directory.children.items():
                 there = path + b"/" + name
                 found = os.lstat(there)
-                assert stat.S_IFMT(node.mode) == stat.S_IFMT(found.st_mode)
                 if isinstance(node, Directory):
                     stack.append((node, there))
                     assert node.mode == found.st_mode
                     if self.subdirectories_count and node.children is not None:
                         assert node.nlink == found.st_nlink
                     continue
-                if isinstance(node, PackedFile):
-                    assert (node.ino or -1) not in self.tree.inodes
-                    assert node.mode == found.st_mode
+                if isinstance(node, bytes):
+                    assert (packed_ino(node) or -1) not in self.tree.inodes
+                    assert packed_attributes(node)[0] == found.st_mode
                     assert real.content(there) == self.label(node)
                     assert not exact or found.st_nlink == 1
                     continue
+                assert stat.S_IFMT(node.mode) == stat.S_IFMT(found.st_mode)
                 assert inodes.setdefault(found.st_ino, node) is node
                 assert node.nlink >= found.st_nlink
                 if exact:
@@ -485,7 +505,9 @@ class TreeAgainstDirectory(RuleBasedStateMachine):
         assert len(set(inodes.values())) == len(inodes)
 
     def label(self, node: Child) -> bytes:
-        assert isinstance(node, File | PackedFile)
+        if isinstance(node, bytes):
+            return self.blobs[packed_content(node)]
+        assert isinstance(node, File)
         if isinstance(node.content, Local):
             assert node.content.key not in self.freed
             return self.labels[node.content.key]

@@ -14,7 +14,7 @@ from outputd.builds.pace import Pace
 from outputd.digest import Digest
 from outputd.drive.loader import Loader
 from outputd.errors import Corrupt, NotFound
-from outputd.tree.node import Child, Directory, File, PackedFile, Symlink
+from outputd.tree.node import Child, Directory, Symlink, blob_of
 
 _ENTRY: Final = struct.Struct("<II")  # length of what stood there, length of the path
 _FILE: Final = b"f"
@@ -142,8 +142,9 @@ def _look_up(root: Directory, names: list[bytes]) -> Child | None:
 
 
 def _what(node: Child) -> bytes:
-    if isinstance(node, File | PackedFile) and isinstance(node.content, Digest):
-        return _FILE + node.content
+    content = blob_of(node)
+    if content is not None:
+        return _FILE + content
     if isinstance(node, Symlink):
         return _SYMLINK + node.target
     return b""

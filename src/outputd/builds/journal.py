@@ -184,7 +184,7 @@ class Journal:
         return not self._refused
 
     def entered(self, directory: Directory, name: bytes, child: Child, now: int) -> None:
-        if isinstance(child, PackedFile):
+        if isinstance(child, bytes):
             if directory is not self._staged_in or now != self._staged_at or len(child) != self._staged_size:
                 self.settle()
                 self._staged_in, self._staged_at, self._staged_size = directory, now, len(child)
@@ -348,7 +348,7 @@ def facts_of(record: bytes) -> dict[str, Any]:
     return facts
 
 
-def _entry(name: bytes, node: Child) -> bytes:
+def _entry(name: bytes, node: Node) -> bytes:
     if isinstance(node, Directory):
         if node.children is not None:
             return encode_leftover(name, node)

@@ -28,7 +28,7 @@ from outputd.drive.loader import Loader
 from outputd.errors import Corrupt, NotFound, TimedOut
 from outputd.store.base import BlobStore
 from outputd.store.waiting import in_thread
-from outputd.tree.node import Child, Directory, File, PackedFile
+from outputd.tree.node import Directory, blob_of
 
 _log = logging.getLogger(__name__)
 
@@ -244,7 +244,7 @@ async def _withdraw(root: Directory, survey: Survey, loader: Loader, changes: Ch
         for index, (name, node) in enumerate(list(directory.children.items()), 1):
             if isinstance(node, Directory):
                 stack.append(node)
-            elif _holds(node, missing) and _holds(directory.children.get(name), missing):  # still
+            elif blob_of(node) in missing and blob_of(directory.children.get(name)) in missing:  # still
                 changes.tree.withdraw(directory, name, now)
                 files += 1
             if index % _STRIDE == 0 and pace.due:
@@ -254,7 +254,3 @@ async def _withdraw(root: Directory, survey: Survey, loader: Loader, changes: Ch
         if pace.due:
             await pace.turn()
     return Withdrawn(files, directories)
-
-
-def _holds(child: Child | None, missing: set[Digest]) -> bool:
-    return isinstance(child, File | PackedFile) and child.content in missing

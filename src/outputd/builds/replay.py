@@ -27,11 +27,12 @@ from outputd.tree.node import (
     Special,
     Symlink,
     Volume,
-    repack,
+    packed_ino,
+    packed_numbered,
 )
 from outputd.tree.outdate import outdate_record
 from outputd.tree.records import Reader
-from outputd.tree.rules import is_below
+from outputd.tree.rules import entries, is_below
 from outputd.tree.status import NotLoaded, Status
 from outputd.tree.tree import Tree
 
@@ -194,10 +195,13 @@ class Replay:
 
     def _identified(self, directory: Directory, first: int, names: bytes) -> None:
         for ino, name in enumerate(names.split(b"/"), first):
-            node = self._node(directory, name)
-            node.ino = ino
-            if isinstance(node, File):
-                repack(node)
+            child = self._tree.children(directory).get(name)
+            if child is None:
+                raise Corrupt(f"there is no {name!r}")
+            if not isinstance(child, bytes):
+                child.ino = ino
+            elif not packed_ino(child):
+                entries(directory)[name] = packed_numbered(child, ino)
         outdate_record(directory)
 
     def _adopting(self, directory: Directory, key: int, body: bytes) -> None:

@@ -27,6 +27,7 @@ from outputd.tree.node import (
     File,
     PackedFile,
     packable,
+    packed_attributes,
     packed_tail,
 )
 from outputd.tree.resolve import creating_path
@@ -178,8 +179,11 @@ class Staging:
         assert directory.children is not None
         old = directory.children.get(name)
         if old is not None:
-            if (
-                isinstance(old, File | PackedFile)
+            if isinstance(old, bytes):
+                if old.startswith(digest) and packed_attributes(old)[0] == EXECUTABLE_MODE:
+                    return  # as below
+            elif (
+                isinstance(old, File)
                 and old.content == digest
                 and old.mode in _KEPT_MODES
                 and old.extra is None

@@ -16,7 +16,7 @@ from outputd.builds.output_base import Build
 from outputd.digest import Digest
 from outputd.drive.ingest import Ingest
 from outputd.errors import Invalid, OutputdError
-from outputd.tree.node import Child, Directory, File, Local, PackedFile, Symlink
+from outputd.tree.node import Child, Directory, File, Local, Symlink, packed_content
 from outputd.tree.resolve import Kind, Resolution, Resolver
 from outputd.tree.status import NotLoaded
 
@@ -87,8 +87,8 @@ class Stats:
                     stats.append(_WORDS[found.kind])
                     continue
                 found = found.node
-            if isinstance(found, PackedFile):
-                stats.append(found.content if found[0] == function else Known.FILE)
+            if isinstance(found, bytes):
+                stats.append(packed_content(found) if found[0] == function else Known.FILE)
             elif isinstance(found, File):
                 content = found.content
                 if isinstance(content, Local):

@@ -19,7 +19,16 @@ from outputd.digest import Digest
 from outputd.drive.loader import Loader
 from outputd.errors import Corrupt, NotFound
 from outputd.tree.merkle import is_utf8
-from outputd.tree.node import DIRECTORY_MODE, Child, Directory, File, Local, PackedFile, Volume
+from outputd.tree.node import (
+    DIRECTORY_MODE,
+    Child,
+    Directory,
+    File,
+    Local,
+    PackedFile,
+    Volume,
+    packed_content,
+)
 
 _log = logging.getLogger(__name__)
 
@@ -100,7 +109,7 @@ class Unit(NamedTuple):
 
     def digests(self) -> set[Digest]:
         """Of its files."""
-        return {file.content if isinstance(file, PackedFile) else file for file in self.files}
+        return {file if isinstance(file, Digest) else packed_content(file) for file in self.files}
 
 
 class Survey:
@@ -293,8 +302,8 @@ class Survey:
         unseen: list[Place] = []
         named = True
         for index, (name, node) in enumerate(children, 1):
-            if isinstance(node, File | PackedFile):
-                content = node if isinstance(node, PackedFile) else node.content
+            if isinstance(node, bytes | File):
+                content = node if isinstance(node, bytes) else node.content
                 if not isinstance(content, Local):
                     files.append(content)
                     if content[0] != function or not (name.isascii() or is_utf8(name)):

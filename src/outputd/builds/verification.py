@@ -19,7 +19,7 @@ from outputd.errors import Corrupt, NotFound, Unavailable
 from outputd.store.base import BlobStore
 from outputd.store.batches import batches
 from outputd.store.waiting import in_thread
-from outputd.tree.node import Child, Directory, File, Local, PackedFile
+from outputd.tree.node import Child, Directory, File, blob_of
 
 _FILES_A_BATCH: Final = 10_000
 """As many as one call of FindMissingBlobs takes (store/remote/client.py)."""
@@ -115,11 +115,11 @@ class Verification:
         stack: list[tuple[bytes, Child]] = [(path.strip(b"/"), await self._at(root, path))]
         while stack:
             where, node = stack.pop()
-            if isinstance(node, File | PackedFile):
-                if isinstance(node.content, Local):
-                    tally.here.add(node.size)
-                else:
-                    yield where, node.content
+            blob = blob_of(node)
+            if blob is not None:
+                yield where, blob
+            elif isinstance(node, File):
+                tally.here.add(node.size)
             elif isinstance(node, Directory):
                 if node.children is None:
                     held = Collapsed.of(node)

@@ -355,9 +355,11 @@ class Content:
         finally:
             os.close(source)
         opened = self._open.get(file)
-        if file.content is not digest or (
-            opened is not None and opened.direct
-        ):  # somebody opened it meanwhile
+        if (
+            file.content is not digest
+            or (opened is not None and opened.direct)  # somebody opened it meanwhile
+            or not (file.nlink or file.lookups or opened)  # whoever wanted it gave up, and its node is gone
+        ):
             os.close(target)
             os.unlink(self.private_path(local))
             return

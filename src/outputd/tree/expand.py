@@ -5,7 +5,7 @@ Files of which nothing is known but what a packed file says become that, all oth
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from typing import Final, NamedTuple
 
 from outputd.digest import Digest
@@ -23,6 +23,7 @@ from outputd.tree.node import (
     Node,
     PackedFile,
     Symlink,
+    pack,
     packable,
     packed_tail,
 )
@@ -49,7 +50,7 @@ def expand(directory: Directory, listing: Listing, record: bytes | None) -> None
         pass
 
 
-def expanding(directory: Directory, listing: Listing, record: bytes | None) -> Iterator[None]:
+def expanding(directory: Directory, listing: Listing, record: bytes | None) -> Generator[None, None, None]:
     """Give a collapsed directory its children, with the last of many steps; no change if it has got others meanwhile.
 
     Digest and record stay known, for nothing has changed; but not where they say of a hard-linked node what is true no more, nor
@@ -166,7 +167,7 @@ class _Maker:
         if recorded is not None and index not in recorded.extras:
             mtime = recorded.mtimes[index]
             if recorded.ctimes[index] == mtime:
-                packed = PackedFile.pack(recorded.modes[index], mtime, digest, recorded.inos[index])
+                packed = pack(recorded.modes[index], mtime, digest, recorded.inos[index])
                 if packed is not None:
                     return packed
         file = File(EXECUTABLE_MODE if executable else FILE_MODE, self._mtime, digest)

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from typing import Final
 
 from outputd.tree.links import lose_name
-from outputd.tree.node import Directory, File, Local, Node
+from outputd.tree.node import Directory, File, Local, Node, unpack_nameless
 from outputd.tree.outdate import outdate_holders
 
 _STRIDE: Final = 128
@@ -29,6 +29,8 @@ def dismantle(top: Node) -> Iterator[File | None]:
         while children:
             # Taken out one by one: to free a table of 100,000 entries at once takes ten milliseconds.
             name, child = children.popitem()
+            if isinstance(child, bytes) and directory.volume.inodes.knows(child):
+                child = unpack_nameless(child, directory.volume)
             if isinstance(child, Directory):
                 child.parent = None
                 stack.append(child)

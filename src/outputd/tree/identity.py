@@ -1,10 +1,8 @@
-"""Inode numbers: given when somebody outside first sees a node, kept from then on, never given twice. Counts no references."""
+"""Inode numbers: given when somebody outside first sees a node, kept from then on, never given twice; and who knows them."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-
-from outputd.tree.node import Directory, Node, PackedFile
+from outputd.tree.node import Child, Directory, Node, Page, packed_ino, packed_numbered, unpack
 from outputd.tree.outdate import outdate_record
 from outputd.tree.rules import entries
 
@@ -19,24 +17,47 @@ def identify(node: Node, directory: Directory) -> int:
     return node.ino
 
 
-def identify_all(directory: Directory, names: Iterable[bytes]) -> list[Node]:
-    """The nodes at these names, which are there, each with its inode number. Raises NotLoaded."""
+def identify_all(directory: Directory, names: list[bytes]) -> tuple[list[int], list[Child]]:
+    """The entries of these names, which are there, each with its inode number now. Raises NotLoaded."""
     children = entries(directory)
     volume = directory.volume
-    ino = volume.next_ino
-    nodes: list[Node] = []
+    next_ino = volume.next_ino
     new: list[bytes] = []
-    node: Node | None = None
+    inos: list[int] = []
+    found: list[Child] = []
     for name in names:
         child = children[name]
-        node = child.unpack(directory, name, node) if isinstance(child, PackedFile) else child
-        if not node.ino:
-            node.ino = ino  # of this volume: the root of another one has its number from the beginning
-            ino += 1
+        ino = packed_ino(child) if isinstance(child, bytes) else child.ino
+        if not ino:
+            ino = next_ino  # of this volume: the root of another one has its number from the beginning
+            next_ino += 1
             new.append(name)
-        nodes.append(node)
+            if isinstance(child, bytes):
+                child = children[name] = packed_numbered(child, ino)
+            else:
+                child.ino = ino
+        inos.append(ino)
+        found.append(child)
     if new:
-        first, volume.next_ino = volume.next_ino, ino
+        first, volume.next_ino = volume.next_ino, next_ino
         outdate_record(directory)
         volume.log.identified(directory, first, new)
-    return nodes
+    return inos, found
+
+
+def remember_all(directory: Directory, names: list[bytes]) -> tuple[list[int], list[Child]]:
+    """As `identify_all`, and count one more kernel reference to each. A packed file becomes a node with the second only."""
+    inos, found = identify_all(directory, names)
+    inodes = directory.volume.inodes
+    listed = inodes.listed
+    page = Page(directory, names, inos)
+    for index, (ino, child) in enumerate(zip(inos, found, strict=True)):
+        if isinstance(child, bytes):
+            if ino not in listed:
+                listed[ino] = page
+                continue
+            child = found[index] = unpack(child, directory, names[index])
+        elif not child.lookups:
+            inodes[ino] = child
+        child.lookups += 1
+    return inos, found

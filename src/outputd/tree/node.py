@@ -7,8 +7,9 @@ What few nodes have lies in `Extra`. Of most files nobody but their directory ev
 from __future__ import annotations
 
 import stat
+from collections.abc import Callable
 from struct import Struct
-from typing import Final, TypeAlias
+from typing import Final, NewType, TypeAlias
 
 from outputd.digest import Digest, DigestFunction
 from outputd.tree.log import UNLOGGED, Log
@@ -148,14 +149,19 @@ def full_blocks(size: int) -> int:
 
 GRANULE: Final = 1 << 16
 """Nanoseconds of which the times of a packed file are multiples; ext4's own clock moves in steps of milliseconds."""
-_LATEST: Final = (1 << 62) - GRANULE
-"""The last time that a packed file can have, in the year 2116; the first is 1970."""
-_NUMBERED: Final = 2
-_EXECUTABLE: Final = 1
+_LATEST: Final = (1 << 63) - GRANULE
+"""The last time that a packed file can have, in the year 2262; the first is 1970."""
 _TAIL: Final = 6
-"""Bytes behind the digest: in 48 bits, big-endian, the time in granules since 1970, _NUMBERED and _EXECUTABLE."""
-_NUMBERED_TAIL: Final = 8 + _TAIL
-"""With _NUMBERED an inode number of eight bytes stands before that."""
+"""Bytes behind the digest: in 48 bits, big-endian, the time in granules since 1970 and whether the file is executable."""
+_TAIL_MASK: Final = (1 << 8 * _TAIL) - 1
+_EIGHT: Final = Struct(">Q")
+_eight_at: Final[Callable[[bytes, int], tuple[int]]] = _EIGHT.unpack_from
+_END: Final = {int(function): 9 + function.hash_length for function in DigestFunction}
+"""Where the digest ends, by its first byte."""
+
+
+SHARED: Final = slice(-_TAIL - 8, -8)
+"""What files with the same attributes have in common, of packed files that have inode numbers."""
 
 
 def packable(now: int) -> int:
@@ -163,91 +169,80 @@ def packable(now: int) -> int:
     return max(0, min(now & -GRANULE, _LATEST))
 
 
+PackedFile = NewType("PackedFile", bytes)
+"""A file of which the kernel knows nothing but what a listing said, and no writer anything, in place of its node: a blob with
+default mode and owner, one name and one time for all. 80 bytes with its digest, 96 once it has an inode number.
+
+Becomes a node where more is to be done with it; nobody sees a difference. Behind the digest stand time and mode, which cost nothing
+(the allocator rounds 74 bytes up), and the inode number if it has one. Plain `bytes`: unlike those of any class of ours, they are
+nothing for the garbage collector to look at; nor is a directory's table that holds only these.
+"""
+
+
 def packed_tail(mtime: int, *, executable: bool) -> bytes:
     """What stands behind the digest of a packed file that has no inode number. The time must be packable."""
-    return (mtime >> 14 | executable).to_bytes(_TAIL)
+    return (mtime >> 15 | executable).to_bytes(_TAIL)
 
 
-_LAST_EIGHT: Final = Struct(">Q").unpack_from
-_TAIL_MASK: Final = (1 << 8 * _TAIL) - 1
+def pack(mode: int, mtime: int, content: Digest, ino: int = 0) -> PackedFile | None:
+    """None where mode or time cannot be said this way. The ctime is the mtime."""
+    if mode not in (EXECUTABLE_MODE, FILE_MODE) or mtime != packable(mtime):
+        return None
+    packed = PackedFile(content + packed_tail(mtime, executable=mode == EXECUTABLE_MODE))
+    return packed_numbered(packed, ino) if ino else packed
 
 
-class PackedFile(bytes):
-    """A file that neither the kernel nor a writer holds, in place of its node: a blob with default mode and owner, one name and one
-    time for all. 80 bytes with its digest, 96 once it has an inode number; what it becomes a node for sees no difference.
+def packed_numbered(packed: PackedFile, ino: int) -> PackedFile:
+    """The same with an inode number, of one that has none."""
+    return PackedFile(packed + _EIGHT.pack(ino))
 
-    It can be read as a `File` can. The six bytes behind the digest cost nothing: the allocator rounds a SHA-256 digest up to them.
-    Immutable, and nothing for the garbage collector to look at; nor is a directory's table that holds only these.
-    """
 
-    __slots__ = ()
+def packed_content(packed: PackedFile) -> Digest:
+    return Digest(packed[: _END[packed[0]]])
 
-    extra: Final = None
-    lookups: Final = 0
-    nlink: Final = 1
 
-    @classmethod
-    def pack(cls, mode: int, mtime: int, content: Digest, ino: int = 0) -> PackedFile | None:
-        """None where mode or time cannot be said this way. The ctime is the mtime."""
-        if mode not in (EXECUTABLE_MODE, FILE_MODE) or mtime != packable(mtime):
-            return None
-        tail = mtime >> 14 | (mode == EXECUTABLE_MODE)
-        if ino:
-            return cls(content + ino.to_bytes(8) + (tail | _NUMBERED).to_bytes(_TAIL))
-        return cls(content + tail.to_bytes(_TAIL))
+def packed_size(packed: PackedFile) -> int:
+    """Bytes."""
+    (size,) = _eight_at(packed, 1)
+    return size
 
-    @property
-    def content(self) -> Digest:
-        return Digest(self[: -_NUMBERED_TAIL if self[-1] & _NUMBERED else -_TAIL])
 
-    @property
-    def size(self) -> int:
-        """Bytes."""
-        return self.content.size
+def packed_attributes(packed: PackedFile) -> tuple[int, int]:
+    """Mode, and the time for all."""
+    tail = _eight_at(packed, _END[packed[0]] - 2)[0] & _TAIL_MASK
+    return EXECUTABLE_MODE if tail & 1 else FILE_MODE, tail >> 1 << 16
 
-    @property
-    def attributes(self) -> tuple[int, int, int]:
-        """Mode, inode number, and the time for all."""
-        tail = _LAST_EIGHT(self, len(self) - 8)[0] & _TAIL_MASK
-        return (
-            EXECUTABLE_MODE if tail & _EXECUTABLE else FILE_MODE,
-            int.from_bytes(self[-_NUMBERED_TAIL:-_TAIL]) if tail & _NUMBERED else 0,
-            (tail >> 2) * GRANULE,
-        )
 
-    @property
-    def mode(self) -> int:
-        return self.attributes[0]
+def packed_ino(packed: PackedFile) -> int:
+    """Inode number, 0 until somebody outside has seen it."""
+    behind = _END[packed[0]] + _TAIL
+    return 0 if len(packed) == behind else _eight_at(packed, behind)[0]
 
-    @property
-    def ino(self) -> int:
-        return self.attributes[1]
 
-    @property
-    def mtime(self) -> int:
-        return self.attributes[2]
+def unpack(packed: PackedFile, directory: Directory, name: bytes) -> File:
+    """The node in its place, from now on."""
+    assert directory.children is not None
+    file = directory.children[name] = unpack_nameless(packed, directory.volume)
+    file.parent = directory
+    file.name = name
+    return file
 
-    @property
-    def ctime(self) -> int:
-        return self.attributes[2]
 
-    def unpack(self, directory: Directory, name: bytes, beside: Node | None = None) -> File:
-        """The node in its place, from now on. Shares its time with the one `beside`, if that has the same."""
-        tail = _LAST_EIGHT(self, len(self) - 8)[0] & _TAIL_MASK
-        mtime = (tail >> 2) * GRANULE
-        if beside is not None and beside.mtime == mtime:
-            mtime = beside.mtime
-        mode = EXECUTABLE_MODE if tail & _EXECUTABLE else FILE_MODE
-        if tail & _NUMBERED:
-            file = File(mode, mtime, Digest(self[:-_NUMBERED_TAIL]))
-            (file.ino,) = _LAST_EIGHT(self, len(self) - _NUMBERED_TAIL)
-        else:
-            file = File(mode, mtime, Digest(self[:-_TAIL]))
-        file.parent = directory
-        file.name = name
-        assert directory.children is not None
-        directory.children[name] = file
-        return file
+def unpacked(packed: PackedFile) -> File:
+    """The same as a node that is nowhere."""
+    file = File(*packed_attributes(packed), packed_content(packed))
+    file.ino = packed_ino(packed)
+    return file
+
+
+def unpack_nameless(packed: PackedFile, volume: Volume) -> File:
+    """The node of one that is in no directory any more."""
+    file = unpacked(packed)
+    inodes = volume.inodes
+    if file.ino and inodes.listed.pop(file.ino, None) is not None:
+        file.lookups = 1
+        inodes[file.ino] = file
+    return file
 
 
 def repack(file: File) -> bool:
@@ -255,13 +250,46 @@ def repack(file: File) -> bool:
     directory, content = file.parent, file.content
     if file.extra is not None or file.ctime != file.mtime or directory is None or isinstance(content, Local):
         return False
-    packed = PackedFile.pack(file.mode, file.mtime, content, file.ino)
+    packed = pack(file.mode, file.mtime, content, file.ino)
     if packed is None:
         return False
     assert directory.children is not None
     directory.children[file.name] = packed
     file.parent = None  # for whoever still has the node it is as unlinked
     return True
+
+
+class Page:
+    """Entries of a directory that one listing has told the kernel of; the packed ones among them count one reference each."""
+
+    __slots__ = ("directory", "inos", "names")
+
+    def __init__(self, directory: Directory, names: list[bytes], inos: list[int]) -> None:
+        self.directory = directory
+        self.names = names
+        self.inos = inos
+
+
+class Inodes(dict[int, "Node"]):
+    """The nodes that the kernel knows, by inode number. What it knows from one listing only becomes a node when it is asked for."""
+
+    __slots__ = ("listed",)
+
+    def __init__(self) -> None:
+        self.listed: dict[int, Page] = {}
+        """Packed files by inode number; each stands in its page's directory."""
+
+    def __missing__(self, ino: int) -> Node:
+        page = self.listed[ino]
+        name = page.names[page.inos.index(ino)]
+        assert page.directory.children is not None
+        child = page.directory.children[name]
+        assert isinstance(child, bytes)
+        return unpack(child, page.directory, name)
+
+    def knows(self, packed: PackedFile) -> bool:
+        """Whether it counts a reference, so that it may not go without leaving a node."""
+        return bool(self.listed) and packed_ino(packed) in self.listed
 
 
 class Symlink(Node):
@@ -335,12 +363,20 @@ Child: TypeAlias = Node | PackedFile
 """What a directory holds under a name."""
 
 
+def blob_of(child: Child | None) -> Digest | None:
+    """The digest of a file that is a blob; None for anything else."""
+    if isinstance(child, bytes):
+        return packed_content(child)
+    return child.content if isinstance(child, File) and isinstance(child.content, Digest) else None
+
+
 class Volume:
     """One output path: the unit of identity, of writing, and of hard links and renames."""
 
     __slots__ = (
         "changes",
         "function",
+        "inodes",
         "instance_name",
         "linked",
         "log",
@@ -361,6 +397,8 @@ class Volume:
         """What local files are hashed with: the digest function of the last build."""
         self.instance_name = ""
         """REv2 instance name of the last build: where the blobs are looked for."""
+        self.inodes = Inodes()
+        """Those of the tree it belongs to."""
         self.changes = 0
         """Grows with every change of content or attributes."""
         self.linked: dict[int, Node] = {}

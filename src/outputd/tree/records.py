@@ -26,7 +26,6 @@ from outputd.tree.node import (
     FILE_MODE,
     NO_RECORD,
     SYMLINK_MODE,
-    Child,
     Directory,
     Extra,
     File,
@@ -36,6 +35,8 @@ from outputd.tree.node import (
     Special,
     Symlink,
     Volume,
+    packed_attributes,
+    packed_ino,
 )
 
 VERSION: Final = 1
@@ -94,9 +95,9 @@ class Columns:
         """Whether a record has nothing to say of them, where `mtime` is the directory's own."""
         return not self.modes or (self._default and self._time == mtime)
 
-    def add_packed(self, file: PackedFile) -> None:
-        mode, ino, mtime = file.attributes
-        self._add(mode, ino, mtime, mtime)
+    def add_packed(self, packed: PackedFile) -> None:
+        mode, mtime = packed_attributes(packed)
+        self._add(mode, packed_ino(packed), mtime, mtime)
 
     def add(self, node: Node) -> None:
         if node.extra is not None:
@@ -170,10 +171,10 @@ def encode_record(
     return b"".join(packed)
 
 
-def encode_leftover(name: bytes, node: Child, digest: bytes = b"", record: bytes = NO_RECORD) -> bytes:
+def encode_leftover(name: bytes, node: Node, digest: bytes = b"", record: bytes = NO_RECORD) -> bytes:
     """An entry that stands wholly in a record: its name, attributes and content. A directory comes with its seal; without
     one it comes back empty."""
-    if isinstance(node, File | PackedFile):
+    if isinstance(node, File):
         content = node.content
         payload = (
             b"l" + _LOCAL.pack(content.key, content.size) if isinstance(content, Local) else b"f" + content

@@ -12,7 +12,7 @@ from collections.abc import Mapping, Sequence
 from typing import Final, NamedTuple, TypeAlias
 
 from outputd.errors import Invalid
-from outputd.tree.node import MAX_NAME, Child, Directory, File, PackedFile, Special, Symlink
+from outputd.tree.node import MAX_NAME, Child, Directory, File, Node, Special, Symlink
 from outputd.tree.status import NotLoaded
 
 MAX_LINKS_FOLLOWED: Final = 40
@@ -46,8 +46,8 @@ class Resolution(NamedTuple):
 _ABSENT: Final = Resolution(Kind.ABSENT)
 _NOT_DIRECTORY: Final = Resolution(Kind.NOT_DIRECTORY)
 _LOOP: Final = Resolution(Kind.LOOP)
-_KINDS: Final[dict[type[Child], Kind]] = {
-    PackedFile: Kind.FILE,
+_KINDS: Final[dict[type[Node] | type[bytes], Kind]] = {
+    bytes: Kind.FILE,  # PackedFile
     File: Kind.FILE,
     Directory: Kind.DIRECTORY,
     Symlink: Kind.SYMLINK,

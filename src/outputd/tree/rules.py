@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from typing import Final
 
-from outputd.tree.node import MAX_NAME, Child, Directory, Node, PackedFile
+from outputd.tree.node import MAX_NAME, Child, Directory, Node, unpack
 from outputd.tree.status import NotLoaded, Status
 
 RENAME_NOREPLACE: Final = 1
@@ -43,7 +43,7 @@ def entries(directory: Directory) -> dict[bytes, Child]:
 def entry(directory: Directory, name: bytes) -> Node | None:
     """The node at a name, unpacked if it was packed. Raises NotLoaded."""
     child = entries(directory).get(name)
-    return child.unpack(directory, name) if isinstance(child, PackedFile) else child
+    return unpack(child, directory, name) if isinstance(child, bytes) else child
 
 
 def may_change(node: Node) -> bool:

@@ -7,12 +7,12 @@ from __future__ import annotations
 
 import copy
 import stat
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from typing import Final
 
 from outputd.digest import Digest
 from outputd.tree.freeing import dismantle, is_free
-from outputd.tree.identity import identify, identify_all
+from outputd.tree.identity import identify
 from outputd.tree.links import add_name, give_up_unmet, lose_name, move_name, partly_met, unmet
 from outputd.tree.node import (
     DIRECTORY_MODE,
@@ -26,6 +26,7 @@ from outputd.tree.node import (
     Node,
     Volume,
     repack,
+    unpack,
 )
 from outputd.tree.outdate import outdate_digest, outdate_holders, outdate_record
 from outputd.tree.rules import RENAME_EXCHANGE, RENAME_NOREPLACE, entries, entry, may_enter, may_rename
@@ -50,8 +51,9 @@ class Tree:
         frame.next_ino = ROOT_INO + 1
         self.outputs = Directory(stat.S_IFDIR | 0o555, now, frame)
         self._enter(self.root, b"outputs", self.outputs, now)
-        self.inodes: dict[int, Node] = {ROOT_INO: self.root}
-        """Nodes the kernel knows, by inode number."""
+        self.inodes = frame.inodes
+        """What the kernel knows, by inode number."""
+        self.inodes[ROOT_INO] = self.root
         self.nameless: dict[File, Volume] = {}
         """Files that have no name yet (O_TMPFILE), each with the only volume where it may get one."""
         self.stale: list[tuple[Node, bytes | None]] = []
@@ -75,20 +77,14 @@ class Tree:
         node.lookups += 1
         return ino
 
-    def remember_all(self, directory: Directory, names: Iterable[bytes]) -> list[Node]:
-        """As `remember` for the nodes at these names, which are there: a page of a listing. Raises NotLoaded."""
-        nodes = identify_all(directory, names)
-        inodes = self.inodes
-        for node in nodes:
-            if not node.lookups:
-                inodes[node.ino] = node
-            node.lookups += 1
-        return nodes
-
     def forget(self, ino: int, count: int) -> None:
         """The kernel dropped `count` references (FUSE_FORGET)."""
         node = self.inodes.get(ino)
         if node is None:
+            listed = self.inodes.listed
+            listed.pop(ino, None)
+            if not listed:
+                listed.clear()  # gives back the room of what was in it
             return
         node.lookups -= count
         if node.lookups <= 0 and ino != ROOT_INO:
@@ -106,6 +102,7 @@ class Tree:
         """A new, empty, writable output path at `outputs/name`; replaces nothing."""
         assert self.outputs.children is not None and name not in self.outputs.children, name
         volume = Volume(number, now, writable=True)
+        volume.inodes = self.inodes
         self._enter(self.outputs, name, volume.root, now)
         self.identify(volume.root, self.outputs)
         self._mark_stale(self.outputs, name, None)
@@ -282,6 +279,8 @@ class Tree:
         if children is None:
             raise NotLoaded(directory)
         old = children.get(name)
+        if isinstance(old, bytes) and self.inodes.knows(old):
+            old = unpack(old, directory, name)
         if isinstance(old, Node):
             self._leave(directory, name, now)
             self._unname(old, directory, name, now)
@@ -344,6 +343,8 @@ class Tree:
             gone = Directory(directory.mode, now, directory.volume)
             gone.children = directory.children
             for name, child in directory.children.items():
+                if isinstance(child, bytes) and self.inodes.knows(child):
+                    child = unpack(child, directory, name)
                 if isinstance(child, Node):
                     move_name(child, directory, name, gone, name)
                 if directory.lookups:
@@ -492,7 +493,7 @@ class Tree:
         if not self.stale or self.stale[-1][0] is not directory:
             self.stale.append((directory, None))
         negatives = directory.negatives
-        if (old is not None and old.lookups) or (negatives is not None and name in negatives):
+        if (isinstance(old, Node) and old.lookups) or (negatives is not None and name in negatives):
             if negatives is not None:
                 negatives.discard(name)
             self.stale.append((directory, name))

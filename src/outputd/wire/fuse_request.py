@@ -9,6 +9,7 @@ overwritten by its next read.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from struct import Struct
 from typing import Final, TypeAlias
 
@@ -120,8 +121,8 @@ def decode_forget(buffer: Buffer, end: int) -> int:
     return nlookup
 
 
-def decode_batch_forget(buffer: Buffer, end: int) -> list[tuple[int, int]]:
-    """Return `(nodeid, nlookup)` for each inode forgotten."""
+def decode_batch_forget(buffer: Buffer, end: int) -> Iterator[tuple[int, int]]:
+    """`(nodeid, nlookup)` for each inode forgotten: up to 65,000, from a copy, so that they need not be looked at at once."""
     if end < _BODY + 8:
         raise _short("fuse_batch_forget_in", end, _BODY + 8)
     count = _U32(buffer, _BODY)[0]
@@ -129,7 +130,7 @@ def decode_batch_forget(buffer: Buffer, end: int) -> list[tuple[int, int]]:
     stop = start + 16 * count
     if end < stop:
         raise MalformedRequest(f"fuse_batch_forget_in.count: {count} do not fit in {end} bytes")
-    return list(_FORGET_ONE.iter_unpack(buffer[start:stop]))
+    return _FORGET_ONE.iter_unpack(bytes(buffer[start:stop]))
 
 
 def decode_getattr(buffer: Buffer, end: int) -> tuple[int, int]:

@@ -24,7 +24,8 @@ from outputd.drive.reaper import Reaper
 from outputd.errors import NotFound, OutputdError
 from outputd.store.base import BlobStore
 from outputd.store.disk_store import DiskStore
-from outputd.tree.node import Child, Directory, File, Local, Node, PackedFile, Symlink
+from outputd.tree.identity import remember_all
+from outputd.tree.node import Child, Directory, File, Local, Node, Symlink, packed_content
 from outputd.tree.status import Status
 from outputd.tree.tree import Tree
 
@@ -221,7 +222,9 @@ class World:
                 if isinstance(node, Directory):
                     found[path + "/"] = None
                     stack.append((path + "/", node))
-                elif isinstance(node, File | PackedFile):
+                elif isinstance(node, bytes):
+                    found[path] = packed_content(node)
+                elif isinstance(node, File):
                     found[path] = node.content
                 elif isinstance(node, Symlink):
                     found[path] = node.target
@@ -311,7 +314,7 @@ def path_of(node: Node) -> str:
 def seen(w: World, *directories: Directory) -> None:
     """Let the kernel hold references of these directories, and all that lies in them by now."""
     for directory in directories:
-        w.tree.remember_all(directory, list(w.tree.children(directory)))
+        remember_all(directory, list(w.tree.children(directory)))
         assert directory.parent is not None
         w.tree.remember(directory, directory.parent)
 

@@ -9,9 +9,10 @@ from pathlib import Path
 import pytest
 
 from outputd.digest import Digest, DigestFunction
+from outputd.disk.disk import RealDisk
 from outputd.drive.content import NotLocal
 from outputd.errors import NotFound, TimedOut
-from outputd.tree.node import File, Local
+from outputd.tree.node import EXECUTABLE_MODE, File, Local, blob_of, pack
 from tests.unit.drive.world import SHA256, World, world
 
 
@@ -199,5 +200,26 @@ def test_appending_goes_to_the_end_whatever_offset_comes(tmp_path: Path) -> None
             w.content.write(opened, 0, memoryview(b"two"), append=True)
             assert w.content.read(opened, 0, 10) == b"onetwo"
             w.content.release(opened, writing=True)
+
+    asyncio.run(run())
+
+
+def test_a_copy_for_a_file_that_was_forgotten_meanwhile_leaves_nothing_behind(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def run() -> None:
+        async with world(tmp_path) as w:
+            content = w.staged(b"a", b"hello", local=True).content
+            assert isinstance(content, Digest)
+            packed = pack(EXECUTABLE_MODE, 0, content)
+            assert packed is not None
+            w.tree.place(w.root, b"a", packed, 0)
+            file = w.tree.lookup(w.root, b"a")
+            assert isinstance(file, File)
+            ino = w.tree.remember(file, w.root)
+            # An open(2) for writing is interrupted, and the kernel drops the inode, while the bytes are being copied.
+            monkeypatch.setattr(RealDisk, "copy", lambda *_: w.tree.forget(ino, 1))
+            await w.content.localise(file, writable=True)
+            assert w.private_files() == [] and blob_of(w.tree.children(w.root)[b"a"]) == content
 
     asyncio.run(run())

@@ -9,7 +9,9 @@ import pytest
 
 from outputd._proto import remote_execution_pb2 as reapi
 from outputd.digest import Digest
+from outputd.drive.loader import decoding_directory
 from outputd.errors import Corrupt, NotFound
+from outputd.tree.expand import Listing
 from outputd.tree.node import NO_RECORD, Directory, File, Symlink
 from tests.unit.drive.world import SHA256, World, world
 
@@ -187,3 +189,51 @@ def test_a_tree_above_the_limit_is_not_even_asked_for(tmp_path: Path) -> None:
             assert w.remote.fetched == []
 
     asyncio.run(run())
+
+
+def _large_directory() -> reapi.Directory:
+    return reapi.Directory(
+        files=[
+            reapi.FileNode(name=f"file {n}" * 20, digest=_proto(LEAF), is_executable=n % 2 == 0)
+            for n in range(999)
+        ],
+        directories=[reapi.DirectoryNode(name=f"directory {n}", digest=_proto(LEAF)) for n in range(999)],
+        symlinks=[reapi.SymlinkNode(name=f"link {n}", target="x" * n) for n in range(999)],
+    )
+
+
+def _decoded(message: bytes) -> tuple[Listing, int]:
+    """The listing and the steps it took."""
+    work = decoding_directory(LEAF, message)
+    steps = 0
+    while True:
+        try:
+            next(work)
+        except StopIteration as end:
+            return end.value, steps
+        steps += 1
+
+
+@pytest.mark.parametrize("properties", [False, True])
+def test_a_large_message_is_decoded_in_steps(properties: bool) -> None:
+    message = _large_directory()
+    if properties:
+        message.node_properties.properties.add(name="x", value="y")
+    listing, steps = _decoded(message.SerializeToString())
+    assert steps > 20
+    assert [name for name, _, _ in listing.files] == [f.name.encode() for f in message.files]
+    assert [x for _, _, x in listing.files] == [f.is_executable for f in message.files]
+    assert [name for name, _ in listing.directories] == [d.name.encode() for d in message.directories]
+    assert listing.symlinks == [(s.name.encode(), s.target.encode()) for s in message.symlinks]
+
+
+@pytest.mark.parametrize("cut", [1, 30_000, 100_000])
+def test_a_large_message_that_is_cut_off_is_corrupt(cut: int) -> None:
+    with pytest.raises(Corrupt):
+        _decoded(_large_directory().SerializeToString()[:-cut])
+
+
+@pytest.mark.parametrize("byte", [0x0A, 0x12, 0x80, 0xFF])
+def test_a_large_message_of_rubbish_is_corrupt_and_soon_so(byte: int) -> None:
+    with pytest.raises(Corrupt):
+        _decoded(bytes((byte,)) * (1 << 20))

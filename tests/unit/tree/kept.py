@@ -10,16 +10,14 @@ from outputd.digest import Digest, DigestFunction
 from outputd.tree.expand import Listing, expand
 from outputd.tree.merkle import Sealed, seal
 from outputd.tree.node import (
-    Child,
     Directory,
     File,
     Local,
     Node,
-    PackedFile,
     Special,
     Symlink,
     Volume,
-    packable,
+    unpacked,
 )
 from outputd.tree.records import Reader, encode_leftover, record_digest
 from outputd.tree.status import NotLoaded
@@ -126,9 +124,9 @@ def collapsed(
     return directory
 
 
-def content(node: Child) -> object:
+def content(node: Node) -> object:
     """What a node holds, comparable over a restart."""
-    if isinstance(node, File | PackedFile):
+    if isinstance(node, File):
         return (node.content.key, node.content.size) if isinstance(node.content, Local) else node.content
     if isinstance(node, Symlink):
         return node.target
@@ -141,22 +139,28 @@ def picture(kept: Kept, tree: Tree, directory: Directory, path: bytes = b"") -> 
         kept.load_all(directory)
     assert directory.children is not None
     seen: dict[bytes, object] = {}
-    for name, node in directory.children.items():
+    nodes = {
+        name: unpacked(child) if isinstance(child, bytes) else child
+        for name, child in directory.children.items()
+    }
+    for name, node in nodes.items():
         extra = node.extra
         seen[path + name] = (
-            File if isinstance(node, PackedFile) else type(node),
+            type(node),
             node.mode,
             node.ino,
             node.mtime,
             node.ctime,
             None if extra is None else extra.atime,
-            (tree.uid, tree.gid) if isinstance(node, PackedFile) else tree.owner(node),
+            tree.owner(node),
             extra.xattrs if extra is not None else None,
             content(node),
         )
         if isinstance(node, Directory):
             seen |= picture(kept, tree, node, path + name + b"/")
-    seen[path + b"/links"] = {name: node.nlink for name, node in directory.children.items()}
+    seen[path + b"/links"] = {
+        name: 1 if isinstance(child, bytes) else child.nlink for name, child in directory.children.items()
+    }
     return seen
 
 
@@ -170,8 +174,7 @@ def check(volume: Volume) -> None:
         assert children is not None
         assert directory.subdirectories == sum(isinstance(node, Directory) for node in children.values())
         for name, node in children.items():
-            if isinstance(node, PackedFile):
-                assert node.mtime == packable(node.mtime)
+            if isinstance(node, bytes):
                 continue
             names.setdefault(node, []).append((directory, name))
             if isinstance(node, Directory):

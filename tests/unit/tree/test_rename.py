@@ -132,6 +132,7 @@ def picture(directory: Directory, path: str = "") -> dict[str, tuple[int, int]]:
     assert directory.children is not None
     seen: dict[str, tuple[int, int]] = {}
     for name, node in directory.children.items():
+        assert isinstance(node, Node)
         seen[path + name.decode()] = (
             stat.S_IFMT(node.mode),
             0 if isinstance(node, Directory) else node.nlink,

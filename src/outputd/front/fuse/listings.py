@@ -11,8 +11,8 @@ from typing import Final
 
 from outputd.digest import Digest
 from outputd.front.fuse.answers import Answers
-from outputd.tree.identity import identify_all
-from outputd.tree.node import Directory, File, Node
+from outputd.tree.identity import identify_all, remember_all
+from outputd.tree.node import SHARED, Child, Directory, File, Node, packed_attributes, packed_size
 from outputd.tree.tree import Tree
 from outputd.wire.fuse_abi import FOPEN_CACHE_DIR, FOPEN_KEEP_CACHE
 from outputd.wire.fuse_reply import (
@@ -185,9 +185,13 @@ class Listings:
                 cookies.append(behind)
                 names.append(name)
         if plus:
-            self._encode_plus(names, self._tree.remember_all(directory, names), cookies, records)
+            self._encode_plus(names, *remember_all(directory, names), cookies, records)
         else:
-            records.extend(map(self._record, names, identify_all(directory, names), cookies))
+            inos, found = identify_all(directory, names)
+            modes = [
+                packed_attributes(child)[0] if isinstance(child, bytes) else child.mode for child in found
+            ]
+            records.extend(map(dirent, inos, cookies, names, modes))
         return data_reply(unique, b"".join(records))
 
     def _record(self, name: bytes, node: Node, cookie: int) -> bytes:
@@ -199,21 +203,35 @@ class Listings:
         return direntplus(node.ino, 0, self._answers.validity, attributes, node.ino, cookie, name, node.mode)
 
     def _encode_plus(
-        self, names: list[bytes], nodes: list[Node], cookies: list[int], records: list[bytes]
+        self,
+        names: list[bytes],
+        inos: list[int],
+        found: list[Child],
+        cookies: list[int],
+        records: list[bytes],
     ) -> None:
         """`_record_plus` of each, quicker for most files: those that were staged together share all but number, name and size."""
         tree, validity = self._tree, self._answers.validity
-        shared_time = shared_mode = -1
-        shared = b""
-        for name, node, cookie in zip(names, nodes, cookies, strict=True):
-            if isinstance(node, File) and node.extra is None:
-                content, mtime, mode = node.content, node.mtime, node.mode
-                if node.ctime == mtime and isinstance(content, Digest):
-                    if mtime != shared_time or mode != shared_mode:
-                        shared_time, shared_mode = mtime, mode
-                        shared = blob_attributes(mtime, mode, tree.uid, tree.gid)
-                    records.append(
-                        direntplus_of_blob(node.ino, cookie, name, validity, content.size, shared, mode)
-                    )
-                    continue
-            records.append(self._record_plus(name, node, cookie))
+        mark: object = None
+        mode, attributes = 0, b""
+        for name, ino, child, cookie in zip(names, inos, found, cookies, strict=True):
+            if isinstance(child, bytes):
+                if child[SHARED] != mark:
+                    mark = child[SHARED]
+                    mode, mtime = packed_attributes(child)
+                    attributes = blob_attributes(mtime, mode, tree.uid, tree.gid)
+                size = packed_size(child)
+            elif (
+                isinstance(child, File)
+                and child.extra is None
+                and child.ctime == child.mtime
+                and isinstance(child.content, Digest)
+            ):
+                if (child.mode, child.mtime) != mark:
+                    mark = mode, mtime = child.mode, child.mtime
+                    attributes = blob_attributes(mtime, mode, tree.uid, tree.gid)
+                size = child.content.size
+            else:
+                records.append(self._record_plus(name, child, cookie))
+                continue
+            records.append(direntplus_of_blob(ino, cookie, name, validity, size, attributes, mode))

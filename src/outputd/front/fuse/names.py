@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import asyncio
 import errno
 import os
 import stat
 import time
+from collections.abc import Callable, Iterator
 from typing import Final
 
 from outputd.drive.content import Content
@@ -47,14 +49,20 @@ _NOTHING: Final = FATTR_FH | FATTR_LOCKOWNER
 out what HANDLE_KILLPRIV_V2 leaves to us."""
 
 
+_SLICE: Final = 0.001
+"""Seconds of forgetting between two turns of the event loop."""
+
+
 class Names:
     """Handlers; each takes the header's fields and the message, and returns the reply (None: there is none).
 
     Raises NotLoaded or NotLocal where the request must wait; then nothing was changed.
     """
 
-    def __init__(self, tree: Tree, content: Content, answers: Answers) -> None:
+    def __init__(self, tree: Tree, content: Content, answers: Answers, dropped: Callable[[], None]) -> None:
+        """`dropped` is told when the tree has let go of something outside of any request."""
         self._tree = tree
+        self._dropped = dropped
         self._content = content
         self._answers = answers
         self._inodes = tree.inodes
@@ -77,8 +85,18 @@ class Names:
     def batch_forget(
         self, unique: int, nodeid: int, uid: int, gid: int, message: memoryview, end: int
     ) -> None:
-        for ino, count in decode_batch_forget(message, end):
+        self._forget(decode_batch_forget(message, end))
+
+    def _forget(self, forgets: Iterator[tuple[int, int]]) -> None:
+        """Some now and the others later: when the kernel drops its caches it sends 65,000 at once, and nobody waits for them."""
+        until = time.monotonic() + _SLICE
+        for ino, count in forgets:
             self._tree.forget(ino, count)
+            if time.monotonic() > until:
+                asyncio.get_running_loop().call_soon(self._forget, forgets)
+                break
+        if self._tree.dropped:
+            self._dropped()
 
     def getattr(self, unique: int, nodeid: int, uid: int, gid: int, message: memoryview, end: int) -> bytes:
         return self._answers.stat(unique, self._inodes[nodeid])
