@@ -166,10 +166,10 @@ class RemoteStore:
                     offset += len(piece)
                     if offset > size:
                         raise Corrupt(f"blob {digest} from {self.url}: more than {size} bytes came")
-                    if offset - progressed >= _PROGRESS:
-                        tries.progress()
-                        progressed = offset
                     yield piece
+                    if offset - progressed >= _PROGRESS:
+                        tries.progress()  # only now: the time that the receiver takes is not the server's
+                        progressed = offset
             if offset < size:
                 await tries.again(failure or self._truncated(digest, offset))
 

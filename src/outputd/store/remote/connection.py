@@ -104,17 +104,18 @@ class Connection:
             call = self._open().unary_stream(method, None, None)(request, metadata=self._metadata(resource))
             try:
                 while True:
-                    asked = time.monotonic()
+                    began = time.monotonic()  # before that it did answer
                     reply = await self._step(call.read(), self.timeout)
                     if not isinstance(reply, bytes):
                         break
                     moved += len(reply)
-                    waited += time.monotonic() - asked
+                    waited += time.monotonic() - began
                     if moved >= enough:
                         moved = waited = 0.0
                         self.contact.answered()
                     elif waited >= self.timeout:
-                        yield self._standstill(doing, began, f"{moved:.0f} bytes in {waited:.1f} s")
+                        since = time.monotonic() - waited
+                        yield self._standstill(doing, since, f"{moved:.0f} bytes in {waited:.1f} s")
                         return
                     yield reply
                 self.contact.answered()
@@ -137,7 +138,9 @@ class Connection:
             try:
                 try:
                     async for request in requests:
+                        began = time.monotonic()
                         await self._step(call.write(request), self.timeout)
+                    began = time.monotonic()
                     await self._step(call.done_writing(), self.timeout)
                 except (grpc.aio.AioRpcError, asyncio.InvalidStateError):
                     pass  # The server ended the call, well or badly: its reply or status follows.

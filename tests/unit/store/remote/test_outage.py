@@ -16,7 +16,7 @@ from outputd.store.remote import connection as connection_module
 from outputd.store.remote.contact import Standing
 from outputd.store.remote.failure import of_call
 from outputd.store.remote.retry import Failure
-from tests.unit.store.fake_remote import FakeRemote, Fault
+from tests.unit.store.fake_remote import PIECE, FakeRemote, Fault
 from tests.unit.store.remote.operations import OPERATIONS, absent, find, read_stream, stream
 from tests.unit.store.worlds import BOUND, HASTY, IMPATIENT, remote_world, run, until
 
@@ -95,6 +95,23 @@ class TestGivenUp:
                         await find(fake, client)
                     fake.faults.clear()
                     assert standing_of(client) is Standing.SERVING
+
+        run(test)
+
+    def test_a_long_stream_that_breaks_is_no_long_outage(self) -> None:
+        async def test() -> None:
+            async with watched() as (fake, client):
+                data = bytes(5 * PIECE)
+                digest = fake.add(data)
+                broken = Fault(after=2 * PIECE, code=Code.UNAVAILABLE)
+                fake.fail("Read", broken, Fault(code=Code.UNAVAILABLE), Fault(code=Code.UNAVAILABLE))
+                received = 0
+                async for piece in client.read_stream(digest):
+                    received += len(piece)
+                    await asyncio.sleep(HASTY.retry_seconds)
+                assert received == len(data)
+                assert fake.calls.count("Read") == 4
+                assert fake.calls.count("GetCapabilities") == 1, "it was suspected, and probed"
 
         run(test)
 
