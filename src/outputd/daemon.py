@@ -134,7 +134,7 @@ async def _run(config: Config, stop: asyncio.Event) -> None:
         store = await rooms.enter_async_context(CachedStore(local, remote))
 
         tree = Tree(uid=os.getuid(), gid=os.getgid(), now=time.time_ns())
-        ingest = Ingest(tree, local)
+        ingest = Ingest(tree, local, local.private)
         content = Content(
             tree,
             store,
@@ -183,7 +183,7 @@ async def _run(config: Config, stop: asyncio.Event) -> None:
         background = [
             tasks.create_task(work, name=name)
             for name, work in (
-                ("ingest", ingest.run(content)),
+                ("ingest", ingest.run()),
                 ("reaper", reaper.run()),
                 ("collector", _spare_the_collector()),
             )

@@ -103,7 +103,7 @@ class Content:
 
     def private_path(self, local: Local) -> str:
         """Where the bytes of a local file lie."""
-        return f"{self._private_dir}/{local.key}"
+        return private_path(self._private_dir, local)
 
     def new_local(self) -> tuple[Local, int]:
         """An empty private file and a descriptor of it, for a file that is being created."""
@@ -174,7 +174,7 @@ class Content:
             self._closed(file)
 
     def named(self, file: File) -> None:
-        """The file got a name. If it is its first, nobody was told when its last writer closed it."""
+        """The file got a name, or bytes of its own. If it is its first, nobody was told when its last writer closed it."""
         if isinstance(file.content, Local) and file.content.writers == 0:
             self._closed(file)
 
@@ -267,21 +267,6 @@ class Content:
         except FileNotFoundError:
             return 0  # lost in a crash; who reads it is told
 
-    def sparse_blocks(self, file: File) -> int | None:
-        """As `blocks`, of a file with holes; None of others, whatever little the disk below stores of them."""
-        blocks = self.blocks(file)
-        if blocks >= full_blocks(file.size):
-            return None
-        assert isinstance(file.content, Local)
-        try:
-            fd = os.open(self.private_path(file.content), os.O_RDONLY | os.O_CLOEXEC)
-        except OSError:
-            return None  # who reads it is told
-        try:
-            return blocks if os.lseek(fd, 0, os.SEEK_HOLE) < file.size else None
-        finally:
-            os.close(fd)
-
     def truncate(self, file: File, size: int) -> None:
         """Set a file's length, through a handle or without one. Raises NotLocal(writable), Frozen, Exhausted, Unavailable."""
         if not isinstance(file.content, Local):
@@ -327,7 +312,12 @@ class Content:
                 if not self._blobs.local.has(digest):
                     await self._blobs.of_instance(self._instance_of(file)).fetch(digest)
                 if writable:
-                    await self._copies.join(file, lambda: self._copy_out(file, digest))
+                    try:
+                        await self._copies.join(file, lambda: self._copy_out(file, digest))
+                    finally:
+                        # In case the writer it was copied for never comes. Not before who waited for it goes on: ingest would
+                        # make it a blob again, and the writer come too late once more. It passes over files with writers.
+                        self.named(file)
         except TimeoutError:
             raise TimedOut(f"blob {digest}: not here after {self._read_timeout:g} s") from None
 
@@ -359,9 +349,6 @@ class Content:
             return
         local.size = digest.size
         self._become_local(file, local, target)
-        self._closed(
-            file
-        )  # in case the writer it was copied for never comes; ingest passes over files with writers
 
     def make_direct(self, opened: OpenFile) -> None:
         """The kernel is given the file behind `fd`, for as long as the inode has open handles."""
@@ -433,6 +420,11 @@ class Content:
             return os.open(self.private_path(local), os.O_RDWR | os.O_CLOEXEC | flags, 0o600)
         except OSError as error:
             raise disk_error(error, self._private_dir) from error
+
+
+def private_path(private_dir: str, local: Local) -> str:
+    """Where the bytes of a local file lie."""
+    return f"{private_dir}/{local.key}"
 
 
 def _unlink(path: str) -> None:

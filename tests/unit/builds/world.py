@@ -117,7 +117,7 @@ class World:
         self.cas = Cas(self.store)
         self.kernel = Kernel()
         self.tree = Tree(uid=os.getuid(), gid=os.getgid(), now=time.time_ns())
-        self.ingest = Ingest(self.tree, self.store)
+        self.ingest = Ingest(self.tree, self.store, self.store.private)
         self.content = Content(
             self.tree,
             self.cas,
@@ -292,7 +292,7 @@ async def world(
     async with asyncio.TaskGroup() as tasks:
         w = World(str(path), tasks, options, timeout)
         background = [
-            tasks.create_task(w.ingest.run(w.content)),
+            tasks.create_task(w.ingest.run()),
             tasks.create_task(w.reaper.run()),
         ]
         try:
