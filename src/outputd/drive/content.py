@@ -17,16 +17,18 @@ from typing import Final
 from outputd.digest import Digest
 from outputd.disk.disk import Disk
 from outputd.drive.flights import Flights
-from outputd.drive.threads import in_thread
 from outputd.errors import Exhausted, NotFound, OutputdError, TimedOut, TooLarge, Unavailable
 from outputd.store.base import BlobStore
-from outputd.tree.node import File, Local, full_blocks
+from outputd.store.waiting import in_thread
+from outputd.tree.node import File, Local
 from outputd.tree.tree import Tree
 
 _log = logging.getLogger(__name__)
 
 _LARGE: Final = 16 << 20
-"""Bytes from which on to unlink a file does not go without a thread: ext4 takes 50 us a megabyte that is in the page cache."""
+"""Bytes from which on a thread gives them back, by unlink(2) or ftruncate(2): 50 us a megabyte in the page cache (ext4)."""
+_BUFFER: Final = 1 << 20
+"""Bytes that one read brings at most: what the kernel asks for in one request (fs.fuse.max_pages_limit)."""
 _SAME_READ: Final = 1.0
 """Seconds for which a failure answers whoever reads the same open file: when read-ahead has failed, the kernel sends a second READ
 for the same read(2) (filemap_read, filemap_read_folio), and the reader would wait, and all be fetched, twice."""
@@ -52,6 +54,15 @@ class Frozen(Exception):
     def __init__(self, file: File) -> None:
         super().__init__(file)
         self.file = file
+
+
+class TooLong(Exception):
+    """The operation would take long: a file is to be cut to `size` bytes first, in a thread. Nothing was changed."""
+
+    def __init__(self, file: File, size: int) -> None:
+        super().__init__(file)
+        self.file = file
+        self.size = size
 
 
 class OpenFile:
@@ -95,6 +106,7 @@ class Content:
         self._private_dir = private_dir
         self._read_timeout = read_timeout
         self._closed = closed
+        self._buffer: Final = memoryview(bytearray(_BUFFER))
         self._open: dict[File, OpenFile] = {}
         self._fetches: Flights[Digest] = Flights(tasks)
         self._copies: Flights[File] = Flights(tasks)
@@ -114,7 +126,7 @@ class Content:
     # handles
 
     def open(self, file: File, *, writing: bool, truncate: bool = False) -> OpenFile:
-        """One more handle. Raises NotLocal(writable) for a writer of a blob that must first be copied out, and Frozen."""
+        """One more handle. Raises NotLocal(writable) for a writer of a blob that must first be copied out, Frozen, and TooLong."""
         if truncate:
             self.truncate(file, 0)
         elif writing and not isinstance(file.content, Local):
@@ -137,7 +149,8 @@ class Content:
         if file.nlink:
             self._closed(file)
         else:
-            self.discard(file)
+            assert isinstance(file.content, Local)
+            _unlink(self.private_path(file.content))
 
     def open_created(self, file: File, fd: int) -> OpenFile:
         """The first handle, a writing one, of a file that was created around `new_local`."""
@@ -168,7 +181,7 @@ class Content:
                 if (
                     file.lookups == 0
                 ):  # else the kernel can still open it; the tree drops it when that is forgotten
-                    self.discard(file)
+                    self._tree.dropped.append(file)
                 return
         if writing and isinstance(content, Local) and content.writers == 0:
             self._closed(file)
@@ -181,14 +194,14 @@ class Content:
     def is_open(self, file: File) -> bool:
         return file in self._open
 
-    def discard(self, file: File) -> None:
+    async def discard(self, file: File) -> None:
         """Delete the private bytes of a file that nobody can reach any more; while handles are open this waits for the last."""
         if file not in self._open and isinstance(file.content, Local):
             path = self.private_path(file.content)
             if file.content.size < _LARGE:
                 _unlink(path)
             else:
-                asyncio.get_running_loop().run_in_executor(None, _unlink, path)
+                await in_thread(_unlink, path)
 
     def sweep(self, keep: Collection[int]) -> int:
         """Delete what earlier runs left behind, but for the keys in `keep`; returns how many files that were. May run in a thread.
@@ -213,10 +226,11 @@ class Content:
             opened.fd = self._descriptor_of(opened.file)
         return opened.fd
 
-    def read(self, opened: OpenFile, offset: int, size: int) -> bytes:
-        """Up to `size` bytes; short only at the end of the file. Raises NotLocal."""
+    def read(self, opened: OpenFile, offset: int, size: int) -> memoryview:
+        """Up to `size` bytes, at most 1 MiB, which lie there until the next read; short only at the end. Raises NotLocal."""
         fd = opened.fd if opened.fd >= 0 else self.descriptor(opened)
-        return os.pread(fd, size, offset)
+        # One buffer for all: to allocate 256 KiB for each read costs 64 page faults.
+        return self._buffer[: os.preadv(fd, [self._buffer[:size]], offset)]
 
     def writable_descriptor(self, opened: OpenFile) -> int:
         """The descriptor of a file that is open for writing, to change its bytes with; `changed` is to be told of it."""
@@ -268,7 +282,10 @@ class Content:
             return 0  # lost in a crash; who reads it is told
 
     def truncate(self, file: File, size: int) -> None:
-        """Set a file's length, through a handle or without one. Raises NotLocal(writable), Frozen, Exhausted, Unavailable."""
+        """Set a file's length, through a handle or without one.
+
+        Raises NotLocal(writable), Frozen, TooLong, Exhausted, Unavailable.
+        """
         if not isinstance(file.content, Local):
             self._check_frozen(file)
             if size and file.content.size:
@@ -277,6 +294,8 @@ class Content:
         local = file.content
         assert isinstance(local, Local)
         if local.size != size:
+            if local.size - size >= _LARGE:
+                raise TooLong(file, size)
             try:
                 os.truncate(self.private_path(local), size)
             except OSError as error:
@@ -285,6 +304,23 @@ class Content:
         self._note_change(file, local)
         if local.writers == 0:
             self._closed(file)
+
+    async def cut(self, file: File, size: int) -> None:
+        """What TooLong asks for. Raises Exhausted, Unavailable."""
+        if not isinstance(file.content, Local):
+            return
+        held = self.open(file, writing=True)  # nobody is to hash it meanwhile
+        try:
+            fd = os.dup(self.writable_descriptor(held))
+            try:
+                await in_thread(os.ftruncate, fd, size)
+            except OSError as error:
+                raise disk_error(error, self._private_dir) from error
+            finally:
+                os.close(fd)
+                self.changed(held)
+        finally:
+            self.release(held, writing=True)
 
     async def localise(self, file: File, *, writable: bool) -> None:
         """Bring a file's bytes to the disk, and if `writable` into a private file. Ends within the read timeout.
@@ -331,7 +367,7 @@ class Content:
                 if digest.size <= _INLINE_COPY:
                     self._disk.copy(source, target)
                 else:
-                    await in_thread(lambda: self._disk.copy(source, target))
+                    await in_thread(self._disk.copy, source, target)
             except BaseException as error:
                 os.close(target)
                 os.unlink(self.private_path(local))

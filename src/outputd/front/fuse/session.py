@@ -15,7 +15,7 @@ from collections.abc import Awaitable, Callable, Iterator
 from typing import Final, TypeAlias
 
 from outputd.digest import Digest
-from outputd.drive.content import Frozen, NotLocal
+from outputd.drive.content import Frozen, NotLocal, TooLong
 from outputd.drive.driver import Driver
 from outputd.drive.reaper import Reaper
 from outputd.errors import OutputdError, Throttled
@@ -179,9 +179,9 @@ class Session:
                     self._later(Request(opcode, unique, nodeid, pid), answer)
         except Frozen as frozen:
             self._later(Request(opcode, unique, nodeid, pid), self._renewed(unique, frozen.file))
-        except (NotLoaded, NotLocal):
+        except (NotLoaded, NotLocal, TooLong) as need:
             request = Request(opcode, unique, nodeid, pid)
-            if len(self._waiting) >= self._most_waiting:
+            if len(self._waiting) >= self._most_waiting and not isinstance(need, TooLong):
                 self._fail(request, Throttled(f"{len(self._waiting)} requests wait already"))
                 return
             message = bytes(buffer[:end])
@@ -232,6 +232,9 @@ class Session:
             raise
         except Exception as error:
             self._fail(request, error)
+        finally:
+            if self._tree.dropped:
+                self._reaper.wake()
 
     async def _renewed(self, unique: int, file: File) -> bytes:
         """Have the caller come again: to ESTALE the kernel answers by looking the path up anew, and finds another node there."""
