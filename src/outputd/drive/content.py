@@ -48,7 +48,7 @@ class NotLocal(Exception):
 class Frozen(Exception):
     """The operation would change a blob that the kernel itself reads for an open handle: the file needs another node first.
 
-    Nothing was changed. `Tree.renew` gives its name to a new node; who holds the old one keeps the old bytes, as on overlayfs.
+    Nothing was changed. `Tree.renew` gives its names to a new node; who holds the old one keeps the old bytes, as on overlayfs.
     """
 
     def __init__(self, file: File) -> None:

@@ -13,7 +13,16 @@ from typing import Final
 from outputd.digest import Digest
 from outputd.tree.freeing import dismantle, is_free
 from outputd.tree.identity import identify, identify_all
-from outputd.tree.links import add_name, give_up_unmet, lose_name, move_name, partly_met, unmet
+from outputd.tree.links import (
+    add_name,
+    give_up_unmet,
+    hand_over_names,
+    is_partly_met,
+    lose_name,
+    move_name,
+    partly_met,
+    unmet,
+)
 from outputd.tree.node import (
     DIRECTORY_MODE,
     MAX_LINKS,
@@ -315,27 +324,28 @@ class Tree:
         return made
 
     def renew(self, file: File) -> Status:
-        """Give a file's name to a new node with the same content and attributes; the old node is as after unlink(2).
+        """Give all names of a file to a new node with the same content and attributes; the old node is as after unlink(2).
 
-        NOT_PERMITTED for a file with several names: some of them may not be loaded.
+        Directories where other names of it may lie must be loaded (NotLoaded). ABSENT if it has no name.
         """
         directory = file.parent
-        if directory is None or directory.children is None:
+        if directory is None:
             return Status.ABSENT
-        if file.nlink > 1:
-            return Status.NOT_PERMITTED
+        if is_partly_met(file):
+            elsewhere = self.lacking(directory.volume)
+            if elsewhere is not None:
+                raise NotLoaded(elsewhere)
         node = File(file.mode, file.mtime, file.content)
         node.ctime = file.ctime
         if file.extra is not None:
             node.extra = copy.copy(file.extra)
-            node.extra.linked = None
+            node.extra.linked, node.extra.nlink = None, 1
             node.extra.xattrs = copy.copy(file.extra.xattrs)
-        node.parent, node.name = directory, file.name
-        directory.children[file.name] = node
-        lose_name(file, directory, file.name)
-        outdate_record(directory)
-        directory.volume.log.renewed(directory, file.name, node)
-        self._mark_stale(directory, file.name, file)
+        for holder, name in hand_over_names(file, node):
+            outdate_record(holder)
+            self._mark_stale(holder, name, file)
+        if file.lookups:
+            self.stale.append((file, None))  # its link count
         return Status.OK
 
     def clear(self, directory: Directory, now: int) -> None:

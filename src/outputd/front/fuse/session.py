@@ -29,7 +29,7 @@ from outputd.front.fuse.ranges import Ranges
 from outputd.front.fuse.waiting import Request, Waiting
 from outputd.front.fuse.xattrs import Xattrs
 from outputd.tree.node import Directory, File, Node
-from outputd.tree.status import NotLoaded, Status
+from outputd.tree.status import NotLoaded
 from outputd.tree.tree import ROOT_INO, Tree
 from outputd.wire.fuse_abi import (
     INC_EPOCH_MINOR_VERSION,
@@ -238,8 +238,7 @@ class Session:
 
     async def _renewed(self, unique: int, file: File) -> bytes:
         """Have the caller come again: to ESTALE the kernel answers by looking the path up anew, and finds another node there."""
-        if self._tree.renew(file) is Status.NOT_PERMITTED:
-            return error_reply(unique, errno.ETXTBSY)
+        await self._driver.run(lambda: self._tree.renew(file))
         stale, self._tree.stale = self._tree.stale, []
         await self.invalidate(stale)
         return error_reply(unique, errno.ESTALE)
