@@ -294,7 +294,7 @@ class Tree:
         if isinstance(old, Node):
             self._leave(directory, name, now)
             self._unname(old, directory, name, now)
-            self._mark_survivor(old)
+            self._mark_links(old)
         if isinstance(child, Node):
             self._enter(directory, name, child, now)
         else:
@@ -311,7 +311,7 @@ class Tree:
             self._leave(directory, name, now)
             self._unname(node, directory, name, now)
             directory.volume.log.removed(directory, name, now)
-            self._mark_survivor(node)
+            self._mark_links(node)
             self._mark_stale(directory, name, node)
 
     def descend(self, directory: Directory, name: bytes, now: int) -> Directory:
@@ -491,10 +491,10 @@ class Tree:
         directory.ctime = now
         outdate_digest(directory)
 
-    def _mark_survivor(self, node: Node) -> None:
-        """A node has lost a name: under its other names it has one link less now."""
-        if node.lookups and node.nlink and not isinstance(node, Directory):
-            self.stale.append((node, None))
+    def _mark_links(self, node: Node) -> None:
+        """A node has lost a name: under its other names, and where it is open, it has one link less now."""
+        if node.lookups and not isinstance(node, Directory):
+            self.stale.insert(-1, (node, None))  # `_mark_stale` looks at the last
 
     def _mark_stale(self, directory: Directory, name: bytes, old: Child | None) -> None:
         if not directory.lookups:

@@ -110,6 +110,9 @@ class Files:
             return self._answers.refuse(unique, status)
         return self._created(unique, file, directory, self._content.open_created(file, fd), flags | os.O_RDWR)
 
+    def is_open(self, file: File) -> bool:
+        return self._content.is_open(file)
+
     def opened(self, fh: int) -> OpenFile:
         """The inode behind an open handle."""
         return self._handles[fh].opened

@@ -197,7 +197,11 @@ class Session:
     async def invalidate(self, stale: list[tuple[Node, bytes | None]]) -> None:
         """Return when the kernel believes nothing about these names and attributes any more."""
         entries = [(node.ino, name) for node, name in stale if name is not None and node.lookups]
-        attributes = dict.fromkeys(node.ino for node, name in stale if name is None and node.lookups)
+        attributes = dict.fromkeys(
+            node.ino
+            for node, name in stale
+            if name is None and node.lookups and not self._is_out_of_sight(node)
+        )
         if len(entries) >= _EPOCH_FROM and self.minor >= INC_EPOCH_MINOR_VERSION:
             messages = [notify_inc_epoch()]
         else:
@@ -205,6 +209,10 @@ class Session:
         messages.extend(notify_inval_inode(ino) for ino in attributes)
         if messages:
             await self._notifier.send(messages)
+
+    def _is_out_of_sight(self, node: Node) -> bool:
+        """Whether nobody can ask for the attributes of a node: a file without a name that is not open."""
+        return isinstance(node, File) and not node.nlink and not self._files.is_open(node)
 
     def abandon(self) -> None:
         """The mount is gone: end the requests that wait, for nobody waits for their answers any more."""
