@@ -95,6 +95,10 @@ class Cas:
         raise AssertionError("not asked by builds")
 
 
+NAMELESS = ("", None)
+"""What the kernel is told of a file that has lost its last name: its link count has changed, for whoever has it open."""
+
+
 class Kernel:
     """A KernelCache that writes down what it is told, as `path of the directory` and name."""
 
@@ -240,6 +244,7 @@ class World:
         """Close the writing handle that `write` left open."""
         assert isinstance(file.content, Local)
         self.content.release(self.content._open[file], writing=True)
+        self.reaper.wake()
 
     def private_files(self) -> list[str]:
         return sorted(os.listdir(self.store.private))
