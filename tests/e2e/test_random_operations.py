@@ -1,7 +1,7 @@
 """One file, thousands of random operations, and after each what it must hold: in the manner of fsx(8). Real mount, real kernel.
 
-The file is local or a blob, small or large, with and without passthrough, and becomes a blob again and again on the way. Each run has
-another seed, and a failure says which.
+The file is local or a blob, small or large, with and without passthrough, and becomes a blob again and again on the way. Each run
+has another seed, and a failure says which.
 """
 
 from __future__ import annotations
