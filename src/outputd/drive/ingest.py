@@ -24,7 +24,7 @@ _log = logging.getLogger(__name__)
 
 _SMALL: Final = 64 << 10
 """Bytes up to which a file is hashed on the loop. A thread would wait for the interpreter lock after each of its system calls, and
-the loop after each of its own: with one, creating a file of 4 KiB cost twice the time and the CPU (docs/explanation/performance.md)."""
+the loop after each of its own: to create a file of 4 KiB cost twice the time and the CPU (docs/explanation/performance.md)."""
 _LARGE: Final = 16 << 20
 """Bytes from which on a file is hashed in the lane for large ones, which may take seconds for each."""
 _BATCH: Final = 64

@@ -7,8 +7,10 @@ outdated by then, so it counts for nothing; and before a volume is sealed, those
 
 from __future__ import annotations
 
+import copy
+
 from outputd.tree.identity import identify
-from outputd.tree.node import Directory, Extra, Node, Volume
+from outputd.tree.node import Directory, Extra, File, Node, Volume
 from outputd.tree.outdate import outdate_holders
 from outputd.tree.rules import entries, is_below
 
@@ -50,9 +52,15 @@ def lose_name(node: Node, directory: Directory, name: bytes) -> None:
         _forget_if_single(node, directory.volume)
 
 
-def hand_over_names(old: Node, new: Node) -> list[tuple[Directory, bytes]]:
-    """Lead all names of `old`, none of which lies in a collapsed directory, to `new`, which has none yet; they are returned."""
+def hand_over_names(old: File) -> list[tuple[Directory, bytes]]:
+    """Lead all names of a file, none of which lies in a collapsed directory, to a new node like it; they are returned."""
     assert old.parent is not None
+    new = File(old.mode, old.mtime, old.content)
+    new.ctime = old.ctime
+    if old.extra is not None:
+        new.extra = copy.copy(old.extra)
+        new.extra.linked, new.extra.nlink = None, 1
+        new.extra.xattrs = copy.copy(old.extra.xattrs)
     volume = old.parent.volume
     names = [(old.parent, old.name)]
     if old.extra is not None and old.extra.linked:

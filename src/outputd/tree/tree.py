@@ -5,7 +5,6 @@ The caller checks permissions (the kernel does, with `default_permissions`) and 
 
 from __future__ import annotations
 
-import copy
 import stat
 from collections.abc import Iterable, Iterator
 from typing import Final
@@ -324,24 +323,13 @@ class Tree:
         return made
 
     def renew(self, file: File) -> Status:
-        """Give all names of a file to a new node with the same content and attributes; the old node is as after unlink(2).
-
-        Directories where other names of it may lie must be loaded (NotLoaded). ABSENT if it has no name.
-        """
+        """Give all names of a file, if it has any, to a new node like it; the old node is as after unlink(2). Raises NotLoaded."""
         directory = file.parent
         if directory is None:
             return Status.ABSENT
-        if is_partly_met(file):
-            elsewhere = self.lacking(directory.volume)
-            if elsewhere is not None:
-                raise NotLoaded(elsewhere)
-        node = File(file.mode, file.mtime, file.content)
-        node.ctime = file.ctime
-        if file.extra is not None:
-            node.extra = copy.copy(file.extra)
-            node.extra.linked, node.extra.nlink = None, 1
-            node.extra.xattrs = copy.copy(file.extra.xattrs)
-        for holder, name in hand_over_names(file, node):
+        if is_partly_met(file) and (elsewhere := self.lacking(directory.volume)) is not None:
+            raise NotLoaded(elsewhere)
+        for holder, name in hand_over_names(file):
             outdate_record(holder)
             self._mark_stale(holder, name, file)
         if file.lookups:
