@@ -145,7 +145,7 @@ async def _run(config: Config, stop: asyncio.Event) -> None:
         reading = Elsewhere(store, lambda: {base.instance_name for base in builds.live()})
 
         tree = Tree(uid=os.getuid(), gid=os.getgid(), now=time.time_ns())
-        ingest = Ingest(tree, local)
+        ingest = Ingest(tree, local, local.private)
         content = Content(
             tree,
             reading,
@@ -203,7 +203,7 @@ async def _run(config: Config, stop: asyncio.Event) -> None:
         )
 
         work = [
-            ("ingest", ingest.run(content)),
+            ("ingest", ingest.run()),
             ("reaper", reaper.run()),
             ("collector", _spare_the_collector()),
         ]

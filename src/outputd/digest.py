@@ -142,13 +142,22 @@ class Digest(bytes):
         return cls.make(function, hasher.digest(), len(data))
 
     @classmethod
-    def of_descriptor(cls, function: DigestFunction, fd: int) -> Digest:
-        """The digest of what an open file holds from its first byte; moves no file offset. Raises OSError."""
+    def of_descriptor(
+        cls, function: DigestFunction, fd: int, go_on: Callable[[], object] = lambda: None
+    ) -> Digest:
+        """The digest of what an open file holds from its first byte; moves no file offset. Raises OSError.
+
+        `go_on` is called before each piece of 256 KiB, and may raise to end it.
+        """
         hasher = function.hasher()
         buffer = bytearray(1 << 18)
         view = memoryview(buffer)
         offset = 0
-        while count := os.preadv(fd, [buffer], offset):
+        while True:
+            go_on()
+            count = os.preadv(fd, [buffer], offset)
+            if not count:
+                break
             hasher.update(view[:count])
             offset += count
         return cls.make(function, hasher.digest(), offset)

@@ -38,7 +38,7 @@ def test_a_daemon_that_died(unanswered: Mount) -> None:
 
 
 def test_a_daemon_that_hangs(unanswered: Mount, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(directories, "_PROBE_SECONDS", 0.3)
+    monkeypatch.setattr(directories, "PROBE_DEADLINE", 0.3)
     started = time.monotonic()
     finding = directories.mount_point(unanswered.path)
     assert time.monotonic() - started < 5

@@ -108,6 +108,46 @@ def test_a_file_that_is_read_while_it_is_replaced(top: Path, build: BuildClient,
         assert (after.st_ino, after.st_size, after.st_nlink) == (before.st_ino, before.st_size, 0)
 
 
+@pytest.mark.parametrize("how", ["staged", "written in place"])
+def test_the_link_count_of_a_file_that_is_open_while_it_is_replaced(
+    top: Path, build: BuildClient, cas: Cas, how: str
+) -> None:
+    old = os.urandom(300_000)
+    build.stage({"file": cas.put(old)})
+    assert (top / "file").read_bytes() == old
+    with open(top / "file", "rb") as reader:
+        assert os.fstat(reader.fileno()).st_nlink == 1
+        if how == "staged":
+            build.stage({"file": cas.put(b"new")})
+        else:
+            with open(top / "file", "r+b") as writer:
+                writer.write(b"new")
+        assert os.fstat(reader.fileno()).st_nlink == 0
+        assert os.pread(reader.fileno(), len(old), 0) == old
+    assert (top / "file").read_bytes()[:3] == b"new"
+
+
+def test_a_large_file_with_several_names_is_written_while_it_is_read(
+    top: Path, build: BuildClient, cas: Cas
+) -> None:
+    old = os.urandom(300_000)
+    build.stage({"file": cas.put(old)})
+    for other in ("other", "d/other", "e/other"):
+        (top / other).parent.mkdir(exist_ok=True)
+        os.link(top / "file", top / other)
+    build.finish()
+    build.start()
+    with open(top / "file", "rb") as reader:
+        assert reader.read() == old
+        with open(top / "file", "r+b") as writer:
+            writer.write(b"CHANGED")
+        assert os.pread(reader.fileno(), 7, 0) == old[:7], "as on overlayfs"
+    names = ("file", "other", "d/other", "e/other")
+    assert {(top / name).read_bytes() for name in names} == {b"CHANGED" + old[7:]}
+    assert {(top / name).stat().st_ino for name in names} == {(top / "e/other").stat().st_ino}
+    assert (top / "file").stat().st_nlink == 4
+
+
 def test_a_file_that_is_written_while_it_is_replaced(top: Path, build: BuildClient, cas: Cas) -> None:
     build.stage({"file": cas.put(b"staged first")})
     with open(top / "file", "r+b") as writer:

@@ -183,7 +183,7 @@ def test_a_daemon_that_hangs_is_found_out_and_can_be_aborted(
     daemon = start()
     assert place.stat().st_ino == 1
     assert daemon.tell("mute") == {"mute": True}
-    monkeypatch.setattr(module, "_PROBE_DEADLINE", 0.3)
+    monkeypatch.setattr(module, "PROBE_DEADLINE", 0.3)
     with pytest.raises(Precondition, match="does not answer"):
         mount(str(place))
 

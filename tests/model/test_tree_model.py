@@ -345,6 +345,13 @@ class TreeAgainstDirectory(RuleBasedStateMachine):
         if isinstance(old, Local):
             self.freed.add(old.key)  # by whoever replaced it
 
+    @rule(path=OLD)
+    def renew(self, path: Path) -> None:
+        """What comes before a write in place to a blob that the kernel reads itself; but for the inode number, nobody sees it."""
+        found = self.find(path)
+        if found is not None and isinstance(file := found[1], File) and isinstance(file.content, Digest):
+            assert self.kept.run(lambda: self.tree.renew(file)) is Status.OK
+
     @rule(path=OLD | st.just(()), mtime=st.integers(-(1 << 62), 1 << 62))
     def utimens(self, path: Path, mtime: int) -> None:
         if path:

@@ -9,8 +9,6 @@ from typing import Final
 
 DIFFERENCES: Final[dict[str, str]] = {
     "attributes: atime after: *": "Reading does not change the atime; until it is set it is the mtime",
-    "blob: changed while somebody reads: *, two names (large, here)": "A file with several names that is read like that cannot be "
-    "opened to write (`ETXTBSY`)",
     "blob: written while somebody reads (large, here)": "While a large blob is open to read, another process that opens it to "
     "write gets another node: the reader keeps the old bytes",
     "content: fallocate: collapse*": "the kernel's FUSE does not know them (`fuse_file_fallocate`)",

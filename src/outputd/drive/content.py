@@ -17,16 +17,18 @@ from typing import Final
 from outputd.digest import Digest
 from outputd.disk.disk import Disk
 from outputd.drive.flights import Flights
-from outputd.drive.threads import in_thread
 from outputd.errors import Exhausted, NotFound, OutputdError, TimedOut, TooLarge, Unavailable
 from outputd.store.base import BlobStore
-from outputd.tree.node import File, Local, full_blocks
+from outputd.store.waiting import in_thread
+from outputd.tree.node import File, Local
 from outputd.tree.tree import Tree
 
 _log = logging.getLogger(__name__)
 
 _LARGE: Final = 16 << 20
-"""Bytes from which on to unlink a file does not go without a thread: ext4 takes 50 us a megabyte that is in the page cache."""
+"""Bytes from which on a thread gives them back, by unlink(2) or ftruncate(2): 50 us a megabyte in the page cache (ext4)."""
+_BUFFER: Final = 1 << 20
+"""Bytes that one read brings at most: what the kernel asks for in one request (fs.fuse.max_pages_limit)."""
 _SAME_READ: Final = 1.0
 """Seconds for which a failure answers whoever reads the same open file: when read-ahead has failed, the kernel sends a second READ
 for the same read(2) (filemap_read, filemap_read_folio), and the reader would wait, and all be fetched, twice."""
@@ -46,12 +48,21 @@ class NotLocal(Exception):
 class Frozen(Exception):
     """The operation would change a blob that the kernel itself reads for an open handle: the file needs another node first.
 
-    Nothing was changed. `Tree.renew` gives its name to a new node; who holds the old one keeps the old bytes, as on overlayfs.
+    Nothing was changed. `Tree.renew` gives its names to a new node; who holds the old one keeps the old bytes, as on overlayfs.
     """
 
     def __init__(self, file: File) -> None:
         super().__init__(file)
         self.file = file
+
+
+class TooLong(Exception):
+    """The operation would take long: a file is to be cut to `size` bytes first, in a thread. Nothing was changed."""
+
+    def __init__(self, file: File, size: int) -> None:
+        super().__init__(file)
+        self.file = file
+        self.size = size
 
 
 class OpenFile:
@@ -97,6 +108,7 @@ class Content:
         self._private_dir = private_dir
         self._read_timeout = read_timeout
         self._closed = closed
+        self._buffer: Final = memoryview(bytearray(_BUFFER))
         self._open: dict[File, OpenFile] = {}
         self._fetches: Flights[Digest] = Flights(tasks)
         self._copies: Flights[File] = Flights(tasks)
@@ -105,7 +117,7 @@ class Content:
 
     def private_path(self, local: Local) -> str:
         """Where the bytes of a local file lie."""
-        return f"{self._private_dir}/{local.key}"
+        return private_path(self._private_dir, local)
 
     def new_local(self) -> tuple[Local, int]:
         """An empty private file and a descriptor of it, for a file that is being created."""
@@ -116,7 +128,7 @@ class Content:
     # handles
 
     def open(self, file: File, *, writing: bool, truncate: bool = False) -> OpenFile:
-        """One more handle. Raises NotLocal(writable) for a writer of a blob that must first be copied out, and Frozen."""
+        """One more handle. Raises NotLocal(writable) for a writer of a blob that must first be copied out, Frozen, and TooLong."""
         if truncate:
             self.truncate(file, 0)
         elif writing and not isinstance(file.content, Local):
@@ -139,7 +151,8 @@ class Content:
         if file.nlink:
             self._closed(file)
         else:
-            self.discard(file)
+            assert isinstance(file.content, Local)
+            _unlink(self.private_path(file.content))
 
     def open_created(self, file: File, fd: int) -> OpenFile:
         """The first handle, a writing one, of a file that was created around `new_local`."""
@@ -170,27 +183,27 @@ class Content:
                 if (
                     file.lookups == 0
                 ):  # else the kernel can still open it; the tree drops it when that is forgotten
-                    self.discard(file)
+                    self._tree.dropped.append(file)
                 return
         if writing and isinstance(content, Local) and content.writers == 0:
             self._closed(file)
 
     def named(self, file: File) -> None:
-        """The file got a name. If it is its first, nobody was told when its last writer closed it."""
+        """The file got a name, or bytes of its own. If it is its first, nobody was told when its last writer closed it."""
         if isinstance(file.content, Local) and file.content.writers == 0:
             self._closed(file)
 
     def is_open(self, file: File) -> bool:
         return file in self._open
 
-    def discard(self, file: File) -> None:
+    async def discard(self, file: File) -> None:
         """Delete the private bytes of a file that nobody can reach any more; while handles are open this waits for the last."""
         if file not in self._open and isinstance(file.content, Local):
             path = self.private_path(file.content)
             if file.content.size < _LARGE:
                 _unlink(path)
             else:
-                asyncio.get_running_loop().run_in_executor(None, _unlink, path)
+                await in_thread(_unlink, path)
 
     def sweep(self, keep: Collection[int]) -> int:
         """Delete what earlier runs left behind, but for the keys in `keep`; returns how many files that were. May run in a thread.
@@ -215,10 +228,11 @@ class Content:
             opened.fd = self._descriptor_of(opened.file)
         return opened.fd
 
-    def read(self, opened: OpenFile, offset: int, size: int) -> bytes:
-        """Up to `size` bytes; short only at the end of the file. Raises NotLocal."""
+    def read(self, opened: OpenFile, offset: int, size: int) -> memoryview:
+        """Up to `size` bytes, at most 1 MiB, which lie there until the next read; short only at the end. Raises NotLocal."""
         fd = opened.fd if opened.fd >= 0 else self.descriptor(opened)
-        return os.pread(fd, size, offset)
+        # One buffer for all: to allocate 256 KiB for each read costs 64 page faults.
+        return self._buffer[: os.preadv(fd, [self._buffer[:size]], offset)]
 
     def writable_descriptor(self, opened: OpenFile) -> int:
         """The descriptor of a file that is open for writing, to change its bytes with; `changed` is to be told of it."""
@@ -269,23 +283,11 @@ class Content:
         except FileNotFoundError:
             return 0  # lost in a crash; who reads it is told
 
-    def sparse_blocks(self, file: File) -> int | None:
-        """As `blocks`, of a file with holes; None of others, whatever little the disk below stores of them."""
-        blocks = self.blocks(file)
-        if blocks >= full_blocks(file.size):
-            return None
-        assert isinstance(file.content, Local)
-        try:
-            fd = os.open(self.private_path(file.content), os.O_RDONLY | os.O_CLOEXEC)
-        except OSError:
-            return None  # who reads it is told
-        try:
-            return blocks if os.lseek(fd, 0, os.SEEK_HOLE) < file.size else None
-        finally:
-            os.close(fd)
-
     def truncate(self, file: File, size: int) -> None:
-        """Set a file's length, through a handle or without one. Raises NotLocal(writable), Frozen, Exhausted, Unavailable."""
+        """Set a file's length, through a handle or without one.
+
+        Raises NotLocal(writable), Frozen, TooLong, Exhausted, Unavailable.
+        """
         if not isinstance(file.content, Local):
             self._check_frozen(file)
             if size and file.content.size:
@@ -294,6 +296,8 @@ class Content:
         local = file.content
         assert isinstance(local, Local)
         if local.size != size:
+            if local.size - size >= _LARGE:
+                raise TooLong(file, size)
             try:
                 os.truncate(self.private_path(local), size)
             except OSError as error:
@@ -302,6 +306,23 @@ class Content:
         self._note_change(file, local)
         if local.writers == 0:
             self._closed(file)
+
+    async def cut(self, file: File, size: int) -> None:
+        """What TooLong asks for. Raises Exhausted, Unavailable."""
+        if not isinstance(file.content, Local):
+            return
+        held = self.open(file, writing=True)  # nobody is to hash it meanwhile
+        try:
+            fd = os.dup(self.writable_descriptor(held))
+            try:
+                await in_thread(os.ftruncate, fd, size)
+            except OSError as error:
+                raise disk_error(error, self._private_dir) from error
+            finally:
+                os.close(fd)
+                self.changed(held)
+        finally:
+            self.release(held, writing=True)
 
     async def localise(self, file: File, *, writable: bool) -> None:
         """Bring a file's bytes to the disk, and if `writable` into a private file. Ends within the read timeout.
@@ -331,7 +352,12 @@ class Content:
                 if not self._blobs.local.has(digest):
                     await self._blobs.of_instance(self._instance_of(file)).fetch(digest)
                 if writable:
-                    await self._copies.join(file, lambda: self._copy_out(file, digest))
+                    try:
+                        await self._copies.join(file, lambda: self._copy_out(file, digest))
+                    finally:
+                        # In case the writer it was copied for never comes. Not before who waited for it goes on: ingest would
+                        # make it a blob again, and the writer come too late once more. It passes over files with writers.
+                        self.named(file)
         except TimeoutError:
             raise TimedOut(f"blob {digest}: not here after {self._read_timeout:g} s") from None
 
@@ -345,7 +371,7 @@ class Content:
                 if digest.size <= _INLINE_COPY:
                     self._disk.copy(source, target)
                 else:
-                    await in_thread(lambda: self._disk.copy(source, target))
+                    await in_thread(self._disk.copy, source, target)
             except BaseException as error:
                 os.close(target)
                 os.unlink(self.private_path(local))
@@ -365,9 +391,6 @@ class Content:
             return
         local.size = digest.size
         self._become_local(file, local, target)
-        self._closed(
-            file
-        )  # in case the writer it was copied for never comes; ingest passes over files with writers
 
     def make_direct(self, opened: OpenFile) -> None:
         """The kernel is given the file behind `fd`, for as long as the inode has open handles."""
@@ -439,6 +462,11 @@ class Content:
             return os.open(self.private_path(local), os.O_RDWR | os.O_CLOEXEC | flags, 0o600)
         except OSError as error:
             raise disk_error(error, self._private_dir) from error
+
+
+def private_path(private_dir: str, local: Local) -> str:
+    """Where the bytes of a local file lie."""
+    return f"{private_dir}/{local.key}"
 
 
 def _unlink(path: str) -> None:

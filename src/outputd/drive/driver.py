@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import TypeVar
 
-from outputd.drive.content import Content, NotLocal
+from outputd.drive.content import Content, NotLocal, TooLong
 from outputd.drive.loader import Loader
 from outputd.tree.status import NotLoaded
 
@@ -32,3 +32,5 @@ class Driver:
                 await self._loader.load(need.directory)
             except NotLocal as need:
                 await self._content.localise(need.file, writable=need.writable)
+            except TooLong as need:
+                await self._content.cut(need.file, need.size)

@@ -14,7 +14,7 @@ from functools import partial
 from typing import Final, TypeVar
 
 from outputd.drive.content import Content, NotLocal, OpenFile, disk_error
-from outputd.drive.threads import in_thread
+from outputd.store.waiting import in_thread
 from outputd.tree.status import Status
 
 T = TypeVar("T")
@@ -92,7 +92,7 @@ class Extents:
     async def _in_thread(self, held: OpenFile, work: Callable[..., T], own: list[int]) -> T:
         refused = False
         try:
-            outcome = await in_thread(lambda: work(*own))
+            outcome = await in_thread(work, *own)
             refused = _is_refusal(outcome)
         finally:
             for fd in own:

@@ -39,7 +39,7 @@ class Reaper:
         for node in dropped:
             for file in self._tree.dismantle(node):
                 if file is not None:
-                    self._content.discard(file)
+                    await self._content.discard(file)
                 if time.monotonic() > until:
                     await asyncio.sleep(0)
                     until = time.monotonic() + _STEP

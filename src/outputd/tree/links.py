@@ -7,9 +7,12 @@ outdated by then, so it counts for nothing; and before a volume is sealed, those
 
 from __future__ import annotations
 
-from outputd.tree.node import Directory, Extra, Node, Volume
+import copy
+
+from outputd.tree.identity import identify
+from outputd.tree.node import Directory, Extra, File, Node, Volume
 from outputd.tree.outdate import outdate_holders
-from outputd.tree.rules import is_below
+from outputd.tree.rules import entries, is_below
 
 
 def add_name(node: Node, directory: Directory, name: bytes) -> None:
@@ -49,6 +52,41 @@ def lose_name(node: Node, directory: Directory, name: bytes) -> None:
         _forget_if_single(node, directory.volume)
 
 
+def hand_over_names(old: File) -> list[tuple[Directory, bytes]]:
+    """Lead all names of a file, none of which lies in a collapsed directory, to a new node like it; they are returned."""
+    assert old.parent is not None
+    new = File(old.mode, old.mtime, old.content)
+    new.ctime = old.ctime
+    if old.extra is not None:
+        new.extra = copy.copy(old.extra)
+        new.extra.linked, new.extra.nlink = None, 1
+        new.extra.xattrs = copy.copy(old.extra.xattrs)
+    volume = old.parent.volume
+    names = [(old.parent, old.name)]
+    if old.extra is not None and old.extra.linked:
+        names += old.extra.linked
+    for directory, name in names:
+        first = new.parent is None
+        if not first:
+            assert new.extra is not None
+            # Played back, these touch the times of the directory and of the node, which are told again below.
+            volume.log.removed(directory, name, directory.mtime)
+            volume.log.linked(new, directory, name, directory.mtime)
+            new.extra.nlink += 1
+        entries(directory)[name] = new
+        lose_name(old, directory, name)
+        add_name(new, directory, name)
+        if not first:
+            volume.log.changed(directory)
+            continue
+        volume.log.renewed(directory, name, new)
+        if len(names) > 1:
+            volume.linked[identify(new, directory)] = new
+    if len(names) > 1:
+        volume.log.changed(new)
+    return names
+
+
 def meet(node: Node, directory: Directory, name: bytes) -> Node:
     """The node that a name leads to, which was found in a directory that is being expanded: `node`, or the one known already."""
     extra = node.extra
@@ -64,7 +102,12 @@ def meet(node: Node, directory: Directory, name: bytes) -> Node:
 
 def partly_met(volume: Volume) -> list[Node]:
     """Nodes of which some names were met, or are known from before, and others not."""
-    return [node for node in volume.linked.values() if node.nlink != _met(node)]
+    return [node for node in volume.linked.values() if is_partly_met(node)]
+
+
+def is_partly_met(node: Node) -> bool:
+    """Whether some names of a node lie in collapsed directories, or went with one."""
+    return node.nlink != _met(node)
 
 
 def unmet(volume: Volume) -> Directory | None:

@@ -5,7 +5,6 @@ The caller checks permissions (the kernel does, with `default_permissions`) and 
 
 from __future__ import annotations
 
-import copy
 import stat
 from collections.abc import Iterator
 from typing import Final
@@ -13,7 +12,16 @@ from typing import Final
 from outputd.digest import Digest
 from outputd.tree.freeing import dismantle, is_free
 from outputd.tree.identity import identify
-from outputd.tree.links import add_name, give_up_unmet, lose_name, move_name, partly_met, unmet
+from outputd.tree.links import (
+    add_name,
+    give_up_unmet,
+    hand_over_names,
+    is_partly_met,
+    lose_name,
+    move_name,
+    partly_met,
+    unmet,
+)
 from outputd.tree.node import (
     DIRECTORY_MODE,
     MAX_LINKS,
@@ -284,7 +292,7 @@ class Tree:
         if isinstance(old, Node):
             self._leave(directory, name, now)
             self._unname(old, directory, name, now)
-            self._mark_survivor(old)
+            self._mark_links(old)
         if isinstance(child, Node):
             self._enter(directory, name, child, now)
         else:
@@ -301,7 +309,7 @@ class Tree:
             self._leave(directory, name, now)
             self._unname(node, directory, name, now)
             directory.volume.log.removed(directory, name, now)
-            self._mark_survivor(node)
+            self._mark_links(node)
             self._mark_stale(directory, name, node)
 
     def descend(self, directory: Directory, name: bytes, now: int) -> Directory:
@@ -314,27 +322,17 @@ class Tree:
         return made
 
     def renew(self, file: File) -> Status:
-        """Give a file's name to a new node with the same content and attributes; the old node is as after unlink(2).
-
-        NOT_PERMITTED for a file with several names: some of them may not be loaded.
-        """
+        """Give all names of a file, if it has any, to a new node like it; the old node is as after unlink(2). Raises NotLoaded."""
         directory = file.parent
-        if directory is None or directory.children is None:
+        if directory is None:
             return Status.ABSENT
-        if file.nlink > 1:
-            return Status.NOT_PERMITTED
-        node = File(file.mode, file.mtime, file.content)
-        node.ctime = file.ctime
-        if file.extra is not None:
-            node.extra = copy.copy(file.extra)
-            node.extra.linked = None
-            node.extra.xattrs = copy.copy(file.extra.xattrs)
-        node.parent, node.name = directory, file.name
-        directory.children[file.name] = node
-        lose_name(file, directory, file.name)
-        outdate_record(directory)
-        directory.volume.log.renewed(directory, file.name, node)
-        self._mark_stale(directory, file.name, file)
+        if is_partly_met(file) and (elsewhere := self.lacking(directory.volume)) is not None:
+            raise NotLoaded(elsewhere)
+        for holder, name in hand_over_names(file):
+            outdate_record(holder)
+            self._mark_stale(holder, name, file)
+        if file.lookups:
+            self.stale.append((file, None))  # its link count
         return Status.OK
 
     def clear(self, directory: Directory, now: int) -> None:
@@ -482,10 +480,10 @@ class Tree:
         directory.ctime = now
         outdate_digest(directory)
 
-    def _mark_survivor(self, node: Node) -> None:
-        """A node has lost a name: under its other names it has one link less now."""
-        if node.lookups and node.nlink and not isinstance(node, Directory):
-            self.stale.append((node, None))
+    def _mark_links(self, node: Node) -> None:
+        """A node has lost a name: under its other names, and where it is open, it has one link less now."""
+        if node.lookups and not isinstance(node, Directory):
+            self.stale.insert(-1, (node, None))  # `_mark_stale` looks at the last
 
     def _mark_stale(self, directory: Directory, name: bytes, old: Child | None) -> None:
         if not directory.lookups:

@@ -14,7 +14,7 @@ from outputd.digest import Digest
 from outputd.errors import NotFound, TimedOut, Unavailable
 from outputd.tree.node import Child, Directory, File
 from outputd.tree.status import Status
-from tests.unit.builds.world import BASE, SECOND, SHA256, World, seen, until, world
+from tests.unit.builds.world import BASE, NAMELESS, SECOND, SHA256, World, seen, until, world
 
 A, B, C, D = (Digest.of(SHA256, data) for data in (b"a", b"bb", b"ccc", b"dddd"))
 
@@ -62,7 +62,7 @@ def test_missing_files_are_removed_and_the_kernel_is_told(tmp_path: Path) -> Non
             local = Digest.of(SHA256, b"here")
             assert w.cas.asked == [{A, B, C, local}]
             assert await w.listing() == {"d/": None, "d/b": B, "e/": None, "local": local, "link": b"d/b"}
-            assert set(w.kernel.told) == {(f"outputs/{BASE}/d", b"a"), (f"outputs/{BASE}/d", None)}
+            assert set(w.kernel.told) == {(f"outputs/{BASE}/d", b"a"), (f"outputs/{BASE}/d", None), NAMELESS}
 
     asyncio.run(run())
 

@@ -13,7 +13,7 @@ from outputd.builds.staging import TreeReference
 from outputd.digest import Digest
 from outputd.errors import Invalid, NotFound, Precondition, Unavailable
 from outputd.tree.node import EXECUTABLE_MODE, Directory, File, Local
-from tests.unit.builds.world import SHA256, World, seen, until, world
+from tests.unit.builds.world import NAMELESS, SHA256, World, seen, until, world
 
 A = Digest.of(SHA256, b"a")
 B = Digest.of(SHA256, b"bb")
@@ -306,7 +306,7 @@ def test_the_kernel_is_told_of_what_it_may_remember_and_of_nothing_else(tmp_path
             w.kernel.told.clear()
             await w.stage(("d/a", B), ("d/absent", A), ("d/new", A), ("top/unseen/a", B), ("top/unseen/b", B))
             here = f"outputs/{w.root().name.decode()}/d"
-            assert set(w.kernel.told) == {(here, b"a"), (here, None), (here, b"absent")}
+            assert set(w.kernel.told) == {(here, b"a"), (here, None), (here, b"absent"), NAMELESS}
 
     asyncio.run(run())
 

@@ -106,6 +106,10 @@ class Cas:
         raise AssertionError("not asked by builds")
 
 
+NAMELESS = ("", None)
+"""What the kernel is told of a file that has lost its last name: its link count has changed, for whoever has it open."""
+
+
 class Kernel:
     """A KernelCache that writes down what it is told, as `path of the directory` and name."""
 
@@ -130,7 +134,7 @@ class World:
         self.cas = Cas(self.store)
         self.kernel = Kernel()
         self.tree = Tree(uid=os.getuid(), gid=os.getgid(), now=time.time_ns())
-        self.ingest = Ingest(self.tree, self.store)
+        self.ingest = Ingest(self.tree, self.store, self.store.private)
         self.content = Content(
             self.tree,
             self.cas,
@@ -275,6 +279,7 @@ class World:
         """Close the writing handle that `write` left open."""
         assert isinstance(file.content, Local)
         self.content.release(self.content._open[file], writing=True)
+        self.reaper.wake()
 
     def private_files(self) -> list[str]:
         return sorted(os.listdir(self.store.private))
@@ -327,7 +332,7 @@ async def world(
     async with asyncio.TaskGroup() as tasks:
         w = World(str(path), tasks, options, timeout)
         background = [
-            tasks.create_task(w.ingest.run(w.content)),
+            tasks.create_task(w.ingest.run()),
             tasks.create_task(w.reaper.run()),
         ]
         try:

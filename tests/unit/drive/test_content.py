@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import asyncio
 import os
+import threading
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
 from outputd.digest import Digest, DigestFunction
 from outputd.disk.disk import RealDisk
-from outputd.drive.content import NotLocal
+from outputd.drive.content import NotLocal, TooLong
 from outputd.errors import NotFound, TimedOut
 from outputd.tree.node import EXECUTABLE_MODE, File, Local, blob_of, pack
 from tests.unit.drive.world import SHA256, World, world
@@ -19,7 +21,7 @@ from tests.unit.drive.world import SHA256, World, world
 async def _read(w: World, file: File, size: int = 1 << 20) -> bytes:
     opened = w.content.open(file, writing=False)
     try:
-        return await w.driver.run(lambda: w.content.read(opened, 0, size))
+        return await w.driver.run(lambda: bytes(w.content.read(opened, 0, size)))
     finally:
         w.content.release(opened, writing=False)
 
@@ -78,7 +80,7 @@ def test_writing_in_place_copies_out_and_never_touches_the_blob(tmp_path: Path) 
             reader = w.content.open(file, writing=False)
             opened = await w.driver.run(lambda: w.content.open(file, writing=True))
             assert w.content.write(opened, 0, memoryview(b"CHANGED"), append=False) == 7
-            assert w.content.read(reader, 0, 100) == b"CHANGEDl", "readers see what writers write"
+            assert bytes(w.content.read(reader, 0, 100)) == b"CHANGEDl", "readers see what writers write"
             assert w.store.read(digest) == b"original"
             w.content.release(opened, writing=True)
             w.content.release(reader, writing=False)
@@ -168,10 +170,54 @@ def test_an_unlinked_open_file_lives_until_its_last_handle(tmp_path: Path) -> No
             w.reaper.wake()
             await asyncio.sleep(0)
             w.content.write(opened, 0, memoryview(b"still"), append=False)
-            assert w.content.read(opened, 0, 10) == b"still"
+            assert bytes(w.content.read(opened, 0, 10)) == b"still"
             w.content.release(opened, writing=True)
-            await w.ingest.settle()
+            w.reaper.wake()
+            await asyncio.sleep(0)
             assert w.private_files() == []
+
+    asyncio.run(run())
+
+
+def test_a_large_file_is_cut_and_deleted_in_a_thread(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    loop_thread = threading.get_ident()
+    slow: list[str] = []
+
+    def watched(call: Callable[..., object]) -> Callable[..., object]:
+        def called(*args: object) -> object:
+            assert threading.get_ident() != loop_thread
+            slow.append(call.__name__)
+            return call(*args)
+
+        return called
+
+    monkeypatch.setattr(os, "ftruncate", watched(os.ftruncate))
+    monkeypatch.setattr(os, "unlink", watched(os.unlink))
+
+    async def run() -> None:
+        async with world(tmp_path) as w:
+            local, fd = w.content.new_local()
+            file = File(0o100644, 1, local)
+            w.tree.place(w.root, b"a", file, 1)
+            ino = w.tree.remember(file, w.root)
+            opened = w.content.open_created(file, fd)
+            for size, left in ((100 << 20, 5), (200 << 20, 0)):
+                w.content.truncate(file, size)
+                with pytest.raises(TooLong):
+                    w.content.truncate(file, left)
+                assert file.size == size, "nothing was changed"
+                version = local.version
+                await w.driver.run(lambda left=left: w.content.truncate(file, left))  # type: ignore[misc]
+                assert (file.size, os.fstat(opened.fd).st_size) == (left, left)
+                assert local.version > version
+            assert slow == ["ftruncate"] * 2
+            w.content.truncate(file, 100 << 20)
+            w.tree.unlink(w.root, b"a", 2)
+            w.content.release(opened, writing=True)
+            w.tree.forget(ino, 1)
+            w.reaper.wake()
+            await asyncio.sleep(0)
+        assert slow[2:] == ["unlink"], "seen through although the daemon stopped"
 
     asyncio.run(run())
 
@@ -198,7 +244,7 @@ def test_appending_goes_to_the_end_whatever_offset_comes(tmp_path: Path) -> None
             file = w.written(b"a", b"one")
             opened = await w.driver.run(lambda: w.content.open(file, writing=True))
             w.content.write(opened, 0, memoryview(b"two"), append=True)
-            assert w.content.read(opened, 0, 10) == b"onetwo"
+            assert bytes(w.content.read(opened, 0, 10)) == b"onetwo"
             w.content.release(opened, writing=True)
 
     asyncio.run(run())

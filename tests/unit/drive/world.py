@@ -95,7 +95,7 @@ class World:
         self.tree = Tree(uid=os.getuid(), gid=os.getgid(), now=time.time_ns())
         self.volume: Volume = self.tree.add_volume(1, b"base", time.time_ns())
         self.root: Directory = self.volume.root
-        self.ingest = Ingest(self.tree, self.store)
+        self.ingest = Ingest(self.tree, self.store, self.store.private)
         self.content = Content(
             self.tree,
             self.remote,
@@ -140,7 +140,7 @@ async def world(path: object, read_timeout: float = 5.0) -> AsyncIterator[World]
     async with asyncio.TaskGroup() as tasks:
         made = World(str(path), tasks, read_timeout)
         background = [
-            tasks.create_task(made.ingest.run(made.content)),
+            tasks.create_task(made.ingest.run()),
             tasks.create_task(made.reaper.run()),
         ]
         try:

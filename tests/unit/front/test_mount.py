@@ -153,7 +153,7 @@ def test_a_living_outputd_is_left_alone(
 ) -> None:
     place = os.path.realpath(tmp_path)
     monkeypatch.setattr(module, "topmost", lambda path: MountEntry(52, place, FSTYPE, "outputd"))
-    monkeypatch.setattr(module, "_probe", lambda path: code)
+    monkeypatch.setattr(module, "probe", lambda path, deadline: code)
     with pytest.raises(Precondition, match=rf"connection 52\).*{state}"):
         mount(place)
 
@@ -203,7 +203,7 @@ def test_the_first_error_is_not_hidden_behind_the_second(
     def refuse(path: str, options: list[str]) -> int:
         raise Unsupported("mount(2) refused: seccomp")
 
-    monkeypatch.setattr(module, "_has_cap_sys_admin", lambda: True)
+    monkeypatch.setattr(module, "may_mount", lambda: True)
     monkeypatch.setattr(module, "_mount_by_us", refuse)
     fusermount.write_text("#!/bin/sh\necho sorry >&2\nexit 1\n")
     with pytest.raises(Unsupported, match=r"seccomp; and with fusermount3: .*sorry"):
@@ -218,7 +218,7 @@ def test_the_capability_is_bit_21(
     file.write_text(f"Name:\tx\n{status}CapBnd:\t000001ffffffffff\n")
     real = open
     monkeypatch.setattr("builtins.open", lambda path, mode: real(file, mode))
-    assert module._has_cap_sys_admin() is held
+    assert module.may_mount() is held
 
 
 # --- taking a mount off

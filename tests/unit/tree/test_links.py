@@ -165,6 +165,35 @@ def test_links_that_went_with_an_unseen_directory_are_not_counted_for_ever(
     assert w.tree.dropped == [node]
 
 
+def test_a_renewed_node_has_all_its_names_also_after_a_restart(w: SavedWorld) -> None:
+    linked_world(w, [b"a/x", b"b/y", b"c/d/z"])
+    old = w.node(b"a/x")
+    assert isinstance(old, File)
+    w.tree.remember(old, w.at(b"a"))
+    assert w.kept.run(lambda: w.tree.renew(old)) is Status.OK
+    new = w.node(b"a/x")
+    assert new is w.node(b"b/y") is w.node(b"c/d/z") is not old
+    assert (new.nlink, old.nlink) == (3, 0)
+    assert w.volume.linked == {new.ino: new} and new.ino != old.ino
+    check(w.volume)
+    w.reopen()
+    again = w.node(b"c/d/z")
+    assert (again.nlink, again.ino) == (3, new.ino)
+    assert again is w.node(b"a/x") is w.node(b"b/y")
+    check(w.volume)
+
+
+def test_a_renewed_node_gives_up_names_that_went_unseen(w: SavedWorld) -> None:
+    linked_world(w, [b"a/x", b"b/y"])
+    old = w.node(b"a/x")
+    assert isinstance(old, File)
+    w.tree.clear(w.at(b"b"), w.tick())
+    assert w.kept.run(lambda: w.tree.renew(old)) is Status.OK
+    new = w.node(b"a/x")
+    assert (new is not old, new.nlink, old.nlink) == (True, 1, 0)
+    check(w.volume)
+
+
 def test_links_that_went_with_a_directory_cleared_unseen_are_not_counted_for_ever(w: SavedWorld) -> None:
     linked_world(w, [b"a/x", b"b/y"])
     node = w.node(b"a/x")

@@ -30,11 +30,12 @@ def test_a_remembered_absence_is_taken_back(w: World) -> None:
 
 def test_a_remembered_entry_that_is_replaced_is_taken_back(w: World) -> None:
     w.remember(w.root)
-    w.remember(w.file(b"x"))
-    w.remember(w.file(b"y"))
+    x, y = w.file(b"x"), w.file(b"y")
+    w.remember(x)
+    w.remember(y)
     for name in (b"x", b"y"):
         w.tree.place(w.root, name, File(FILE_MODE, 1, OTHER), w.tick())
-    assert w.tree.stale == [(w.root, None), (w.root, b"x"), (w.root, b"y")]
+    assert w.tree.stale == [(x, None), (w.root, None), (y, None), (w.root, b"x"), (w.root, b"y")]
 
 
 def test_the_directory_is_named_again_after_another_one(w: World) -> None:
@@ -53,9 +54,10 @@ def test_clear_and_withdraw_take_back_what_the_kernel_knows(w: World) -> None:
     w.tree.clear(w.root, w.tick())
     assert w.tree.stale == [(w.root, None), (w.root, b"seen")]
     w.tree.stale.clear()
-    w.remember(w.file(b"seen"))
+    seen = w.file(b"seen")
+    w.remember(seen)
     w.tree.withdraw(w.root, b"seen", w.tick())
-    assert w.tree.stale == [(w.root, None), (w.root, b"seen")]
+    assert w.tree.stale == [(seen, None), (w.root, None), (w.root, b"seen")]
 
 
 def test_a_directory_the_kernel_forgot_has_no_negatives(w: World) -> None:

@@ -332,12 +332,19 @@ def test_a_renewed_file_has_its_name_on_another_node(w: World) -> None:
     assert node.extra.xattrs is not file.extra.xattrs
     assert w.remember(node) != ino
     assert (node.nlink, file.nlink, w.tree.inodes[ino]) == (1, 0, file)
-    assert w.tree.stale == [(w.root, None), (w.root, b"a")]
+    assert w.tree.stale == [(w.root, None), (w.root, b"a"), (file, None)]
     assert known(w.root) == [True] and not w.root.record
     check(w.volume)
     w.link(node, b"b")
     assert (node.nlink, file.nlink) == (2, 0)
-    assert w.tree.renew(node) is Status.NOT_PERMITTED
+    w.tree.stale.clear()
+    assert w.tree.renew(node) is Status.OK
+    again = w.tree.lookup(w.root, b"a")
+    assert isinstance(again, File) and again is w.tree.lookup(w.root, b"b") is not node
+    assert (again.nlink, node.nlink) == (2, 0) and w.volume.linked == {again.ino: again}
+    assert w.tree.stale == [(w.root, None), (w.root, b"a"), (w.root, b"b"), (node, None)]
+    assert w.unlink(b"a") is w.unlink(b"b") is Status.OK
+    assert again.nlink == 0 and not w.volume.linked
     assert w.tree.renew(file) is Status.ABSENT
     check(w.volume)
 

@@ -7,18 +7,14 @@ from __future__ import annotations
 
 import errno
 import os
-import select
-import signal
 import stat
-import sys
 from collections.abc import Iterator
 from typing import Final
 
 from outputd.cli.checks.finding import Finding, failed, passed, warned
 from outputd.cli.console import show_bytes, show_count
-from outputd.front.fuse.mount import FSTYPE, real_mount_point, topmost
+from outputd.front.fuse.mount import FSTYPE, PROBE_DEADLINE, probe, real_mount_point, topmost
 
-_PROBE_SECONDS: Final = 5.0
 _LITTLE_ROOM: Final = 5 << 30
 _NO_ROOM: Final = 200 << 20
 _LITTLE_INODES: Final = 100_000
@@ -52,7 +48,7 @@ def mount_point(wanted: str) -> Finding:
 
 
 def _our_mount(path: str) -> Finding:
-    code = _stat_in_child(path)
+    code = probe(path, PROBE_DEADLINE)
     if code == errno.ENOTCONN:
         return warned(
             "mount",
@@ -62,29 +58,10 @@ def _our_mount(path: str) -> Finding:
     if code is None:
         return failed(
             "mount",
-            f"{path} is the mount of an outputd that does not answer within {_PROBE_SECONDS:g} s",
+            f"{path} is the mount of an outputd that does not answer within {PROBE_DEADLINE:g} s",
             f"end that process, then take the mount off: umount -l {path}",
         )
     return passed("mount", f"{path} is mounted by an outputd")
-
-
-def _stat_in_child(path: str) -> int | None:
-    """What stat(2) and statfs(2) say: 0, an errno, or None for no answer in time. Stat alone may be answered from what the kernel
-    remembers of a daemon that has died.
-
-    In a child that is left behind: once the daemon has read the request, not even SIGKILL ends the wait (the kernel's
-    request_wait_answer), and a thread of ours in there would keep us from exiting.
-    """
-    code = "import os, sys\ntry: os.stat(sys.argv[1]); os.statvfs(sys.argv[1])\nexcept OSError as wrong: sys.exit(wrong.errno)"
-    pid = os.posix_spawn(sys.executable, [sys.executable, "-I", "-S", "-c", code, path], os.environ)
-    pidfd = os.pidfd_open(pid)
-    try:
-        if not select.select([pidfd], [], [], _PROBE_SECONDS)[0]:
-            os.kill(pid, signal.SIGKILL)
-            return None
-        return os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
-    finally:
-        os.close(pidfd)
 
 
 def _to_be_made(path: str) -> Finding:

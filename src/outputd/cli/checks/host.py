@@ -9,7 +9,6 @@ from __future__ import annotations
 import errno
 import importlib.util
 import os
-import re
 import resource
 import shutil
 import stat
@@ -18,8 +17,8 @@ from collections.abc import Mapping
 from typing import Final
 
 from outputd.cli.checks.finding import Finding, failed, passed, warned
+from outputd.front.fuse.mount import may_mount
 
-_CAP_SYS_ADMIN: Final = 1 << 21
 _WANTED_DESCRIPTORS: Final = 4096
 
 
@@ -93,15 +92,6 @@ def descriptors() -> Finding:
         )
     most = "without limit" if hard == resource.RLIM_INFINITY else f"up to {hard}"
     return passed("descriptors", f"{soft} files may be open at once, {most} on demand")
-
-
-def may_mount() -> bool:
-    """Whether mount(2) is ours to call, as far as capabilities tell."""
-    if sys.platform != "linux":
-        return False
-    with open("/proc/self/status", encoding="ascii", errors="replace") as status:
-        found = re.search(r"^CapEff:\s*([0-9a-f]+)$", status.read(), re.MULTILINE)
-    return found is not None and bool(int(found[1], 16) & _CAP_SYS_ADMIN)
 
 
 def _names_user_allow_other(path: str) -> bool:

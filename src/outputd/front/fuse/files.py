@@ -9,9 +9,9 @@ import time
 from collections.abc import Awaitable, Callable
 
 from outputd.drive.content import Content, NotLocal, OpenFile, disk_error
-from outputd.drive.threads import in_thread
 from outputd.front.fuse.answers import Answers
 from outputd.front.fuse.passthrough import Passthrough
+from outputd.store.waiting import in_thread
 from outputd.tree.node import MAX_NAME, Directory, File
 from outputd.tree.status import Status
 from outputd.tree.tree import Tree
@@ -110,6 +110,9 @@ class Files:
             return self._answers.refuse(unique, status)
         return self._created(unique, file, directory, self._content.open_created(file, fd), flags | os.O_RDWR)
 
+    def is_open(self, file: File) -> bool:
+        return self._content.is_open(file)
+
     def opened(self, fh: int) -> OpenFile:
         """The inode behind an open handle."""
         return self._handles[fh].opened
@@ -185,7 +188,7 @@ class Files:
 
     async def _synced(self, unique: int, own: int, sync: Callable[[int], None]) -> bytes:
         try:
-            await in_thread(lambda: sync(own))
+            await in_thread(sync, own)
         except OSError as error:
             raise disk_error(error, "fsync") from error
         finally:

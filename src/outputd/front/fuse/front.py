@@ -72,7 +72,7 @@ class FuseFront:
         self._notifier = notifier = Notifier(mounted.fd, loop)
         answers = Answers(self._tree, self._content, self._timeouts)
         names = Names(self._tree, self._content, answers, self._reaper.wake)
-        passthrough = Passthrough(mounted.fd, self._content, self._tree.inodes, wanted=self._passthrough)
+        passthrough = Passthrough(mounted.fd, self._content, wanted=self._passthrough)
         self._files = files = Files(
             self._tree, self._content, answers, passthrough, self._store_dir, channel.reply_parts
         )

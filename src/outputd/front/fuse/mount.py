@@ -39,7 +39,8 @@ _UMOUNT_NOFOLLOW: Final = 8
 _CAP_SYS_ADMIN: Final = 1 << 21
 
 _HELPER_DEADLINE: Final = 30.0
-_PROBE_DEADLINE: Final = 5.0
+PROBE_DEADLINE: Final = 5.0
+"""Seconds in which a mount that is alive answers `probe`."""
 _RETRY_PAUSE: Final = 0.05
 
 _libc: Final = ctypes.CDLL(None, use_errno=True)
@@ -156,7 +157,7 @@ def mount(
 
 
 def _mount_either_way(path: str, options: list[str]) -> tuple[int, bool]:
-    if not _has_cap_sys_admin():
+    if not may_mount():
         return _mount_by_fusermount(path, options), False
     try:
         return _mount_by_us(path, options), True
@@ -192,10 +193,10 @@ def _clear_dead(path: str) -> int:
         entry = topmost(path)
         if entry is None or entry.fstype != FSTYPE:
             return cleared
-        code = _probe(path)
+        code = probe(path, PROBE_DEADLINE)
         if code != errno.ENOTCONN:
             state = (
-                f"does not answer within {_PROBE_DEADLINE:.0f} s"
+                f"does not answer within {PROBE_DEADLINE:.0f} s"
                 if code is None
                 else "belongs to another user"
                 if code == errno.EACCES
@@ -205,14 +206,14 @@ def _clear_dead(path: str) -> int:
                 f"{path}: an outputd is mounted here already (connection {entry.minor}) and {state}; stop it, "
                 f"take it off with `fusermount3 -uz {path}`, or choose another mount point"
             )
-        _take_off(path, by_us=_has_cap_sys_admin(), lazy=True)
+        _take_off(path, by_us=may_mount(), lazy=True)
     raise Precondition(
         f"{path}: more than 64 dead mounts lie here; take them off with `fusermount3 -uz {path}`"
     )
 
 
-def _probe(path: str) -> int | None:
-    """What stat(2) and statfs(2) say of `path`: 0, an errno, or None when there was no answer in time.
+def probe(path: str, deadline: float) -> int | None:
+    """What stat(2) and statfs(2) say of `path`: 0, an errno, or None when there was no answer within `deadline` seconds.
 
     The kernel answers stat from what it remembers of the root, long after the daemon has died; statfs it always asks.
     In a child, because a request that a hung daemon has read waits beyond any signal (request_wait_answer), and so would we.
@@ -223,7 +224,7 @@ def _probe(path: str) -> int | None:
     try:
         poll = select.poll()
         poll.register(pidfd, select.POLLIN)
-        if not poll.poll(_PROBE_DEADLINE * 1000):
+        if not poll.poll(deadline * 1000):
             # Not waited for: it may never end. Our own end hands it to init.
             os.kill(pid, signal.SIGKILL)
             return None
@@ -260,7 +261,10 @@ def _prepare(path: str) -> bool:
     return False
 
 
-def _has_cap_sys_admin() -> bool:
+def may_mount() -> bool:
+    """Whether mount(2) is ours to call, as far as capabilities tell (CAP_SYS_ADMIN)."""
+    if sys.platform != "linux":
+        return False
     with open("/proc/self/status", "rb") as file:
         found = re.search(rb"^CapEff:\s*([0-9a-f]+)$", file.read(), re.MULTILINE)
     return found is not None and bool(int(found[1], 16) & _CAP_SYS_ADMIN)

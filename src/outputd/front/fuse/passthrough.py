@@ -11,11 +11,9 @@ import fcntl
 import logging
 import os
 import struct
-from collections.abc import Mapping
 from typing import Final
 
 from outputd.drive.content import Content, NotLocal, OpenFile
-from outputd.tree.node import Node
 from outputd.wire.fuse_abi import (
     DEV_IOC_BACKING_CLOSE,
     DEV_IOC_BACKING_OPEN,
@@ -28,17 +26,14 @@ _log = logging.getLogger(__name__)
 _WORTH_IT: Final = 64 << 10
 """Bytes from which on a file opened for reading is passed through. Smaller ones are read once into the mount's page cache, where a
 second reader finds them without an ioctl at each open."""
-_REMEMBERED: Final = 4096
 _BACKING_MAP: Final = struct.Struct("=iIQ")  # fuse_backing_map: fd, flags, padding
 
 
 class Passthrough:
     """The backing files of one connection."""
 
-    def __init__(self, device: int, content: Content, inodes: Mapping[int, Node], *, wanted: bool) -> None:
-        """`inodes`: what the kernel knows, by inode number."""
+    def __init__(self, device: int, content: Content, *, wanted: bool) -> None:
         self._device = device
-        self._inodes = inodes
         self._content = content
         self.wanted = wanted
         """What the settings say."""
@@ -46,26 +41,17 @@ class Passthrough:
         """Whether it is wanted, the kernel offered it, and has not refused it since."""
         self._backings: dict[OpenFile, int] = {}
         """The kernel's id of the backing file, for inodes that are passed through."""
-        self._outdated: set[int] = set()
-        """Inode numbers of files whose pages in the mount's page cache may be older than what was passed through."""
-        self._tidy_at = _REMEMBERED
 
     def flags(self, opened: OpenFile, *, writing: bool) -> tuple[int, int]:
         """For a handle that was just added: `open_flags` and `backing_id` of the reply."""
         file = opened.file
         if opened.direct:
-            if writing:
-                self._outdate(file.ino)
             return FOPEN_PASSTHROUGH, self._backings[opened]
         if self.enabled and opened.handles == 1 and (writing or file.content.size >= _WORTH_IT):
             backing = self._back(opened)
             if backing:
-                if writing:
-                    self._outdate(file.ino)
                 return FOPEN_PASSTHROUGH, backing
-        if file.ino in self._outdated:
-            self._outdated.discard(file.ino)
-            return 0, 0
+        # Pages from before a time of passthrough are gone: such an open, not keeping them, drops them (fuse_open).
         return FOPEN_KEEP_CACHE, 0
 
     def released(self, opened: OpenFile) -> None:
@@ -77,13 +63,6 @@ class Passthrough:
             fcntl.ioctl(self._device, DEV_IOC_BACKING_CLOSE, struct.pack("=I", self._backings.pop(opened)))
         except OSError as error:
             _log.debug("a backing file was gone already: %s", error.strerror)  # with the connection
-
-    def _outdate(self, ino: int) -> None:
-        self._outdated.add(ino)
-        if len(self._outdated) > self._tidy_at:
-            # An inode that the kernel has forgotten has no pages any more.
-            self._outdated = {ino for ino in self._outdated if ino in self._inodes}
-            self._tidy_at = 2 * len(self._outdated) + _REMEMBERED
 
     def _back(self, opened: OpenFile) -> int:
         """Hand the inode's file to the kernel; 0 when it must be served by us."""

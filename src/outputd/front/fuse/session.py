@@ -15,7 +15,7 @@ from collections.abc import Awaitable, Callable, Iterator
 from typing import Final, TypeAlias
 
 from outputd.digest import Digest
-from outputd.drive.content import Frozen, NotLocal
+from outputd.drive.content import Frozen, NotLocal, TooLong
 from outputd.drive.driver import Driver
 from outputd.drive.reaper import Reaper
 from outputd.errors import OutputdError, Throttled
@@ -29,7 +29,7 @@ from outputd.front.fuse.ranges import Ranges
 from outputd.front.fuse.waiting import Request, Waiting
 from outputd.front.fuse.xattrs import Xattrs
 from outputd.tree.node import Directory, File, Node
-from outputd.tree.status import NotLoaded, Status
+from outputd.tree.status import NotLoaded
 from outputd.tree.tree import ROOT_INO, Tree
 from outputd.wire.fuse_abi import (
     INC_EPOCH_MINOR_VERSION,
@@ -179,9 +179,9 @@ class Session:
                     self._later(Request(opcode, unique, nodeid, pid), answer)
         except Frozen as frozen:
             self._later(Request(opcode, unique, nodeid, pid), self._renewed(unique, frozen.file))
-        except (NotLoaded, NotLocal):
+        except (NotLoaded, NotLocal, TooLong) as need:
             request = Request(opcode, unique, nodeid, pid)
-            if len(self._waiting) >= self._most_waiting:
+            if len(self._waiting) >= self._most_waiting and not isinstance(need, TooLong):
                 self._fail(request, Throttled(f"{len(self._waiting)} requests wait already"))
                 return
             message = bytes(buffer[:end])
@@ -197,7 +197,11 @@ class Session:
     async def invalidate(self, stale: list[tuple[Node, bytes | None]]) -> None:
         """Return when the kernel believes nothing about these names and attributes any more."""
         entries = [(node.ino, name) for node, name in stale if name is not None and node.lookups]
-        attributes = dict.fromkeys(node.ino for node, name in stale if name is None and node.lookups)
+        attributes = dict.fromkeys(
+            node.ino
+            for node, name in stale
+            if name is None and node.lookups and not self._is_out_of_sight(node)
+        )
         if len(entries) >= _EPOCH_FROM and self.minor >= INC_EPOCH_MINOR_VERSION:
             messages = [notify_inc_epoch()]
         else:
@@ -205,6 +209,10 @@ class Session:
         messages.extend(notify_inval_inode(ino) for ino in attributes)
         if messages:
             await self._notifier.send(messages)
+
+    def _is_out_of_sight(self, node: Node) -> bool:
+        """Whether nobody can ask for the attributes of a node: a file without a name that is not open."""
+        return isinstance(node, File) and not node.nlink and not self._files.is_open(node)
 
     def abandon(self) -> None:
         """The mount is gone: end the requests that wait, for nobody waits for their answers any more."""
@@ -232,11 +240,13 @@ class Session:
             raise
         except Exception as error:
             self._fail(request, error)
+        finally:
+            if self._tree.dropped:
+                self._reaper.wake()
 
     async def _renewed(self, unique: int, file: File) -> bytes:
         """Have the caller come again: to ESTALE the kernel answers by looking the path up anew, and finds another node there."""
-        if self._tree.renew(file) is Status.NOT_PERMITTED:
-            return error_reply(unique, errno.ETXTBSY)
+        await self._driver.run(lambda: self._tree.renew(file))
         stale, self._tree.stale = self._tree.stale, []
         await self.invalidate(stale)
         return error_reply(unique, errno.ESTALE)
