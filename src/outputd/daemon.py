@@ -32,6 +32,7 @@ from outputd._proto import (
     remote_execution_pb2,
 )
 from outputd.builds.builds import Builds, Options
+from outputd.builds.collection import Collection
 from outputd.builds.healing import Healing
 from outputd.builds.journals import Journals
 from outputd.builds.leases import Leases
@@ -51,8 +52,8 @@ from outputd.errors import OutputdError, Precondition, Unavailable
 from outputd.front.fuse.answers import Timeouts
 from outputd.front.fuse.callers import name_of
 from outputd.front.fuse.front import FuseFront
-from outputd.rpc.action_cache import ActionCache
-from outputd.rpc.admin import Admin, MountFacts, RemoteFacts
+from outputd.rpc.action_cache import ActionCache, ReferencedResults
+from outputd.rpc.admin import Admin, MountFacts, RemoteFacts, StoreFacts
 from outputd.rpc.bazel_output_service import BazelOutputService
 from outputd.rpc.byte_stream import ByteStream
 from outputd.rpc.calls import Calls
@@ -64,6 +65,7 @@ from outputd.rpc.services import SERVER_OPTIONS, service_handler
 from outputd.store.cached import CachedStore
 from outputd.store.disk_store import DiskStore
 from outputd.store.elsewhere import Elsewhere
+from outputd.store.limits import Limits
 from outputd.store.remote.client import RemoteStore
 from outputd.tree.tree import Tree
 from outputd.wire.fuse_abi import Opcode
@@ -76,6 +78,8 @@ _GRACE: Final = 5.0
 _M_TRIM_THRESHOLD: Final = -1
 _M_MMAP_THRESHOLD: Final = -3
 _M_ARENA_MAX: Final = -8
+_DOUBT_SECONDS: Final = 20.0
+"""Seconds for which a start waits, after a power cut, for the blobs that it may have damaged to be hashed."""
 _FREEZE_EVERY: Final = 2.0
 """Seconds between two times that what has grown old is taken out of the garbage collector's sight."""
 
@@ -129,8 +133,8 @@ async def _run(config: Config, stop: asyncio.Event) -> None:
     async with contextlib.AsyncExitStack() as rooms, asyncio.TaskGroup() as tasks:
         state = State(config.state.dir, disk)
         rooms.push_async_callback(state.close)
-        local = DiskStore(config.cache.dir, disk)
-        rooms.callback(local.close)
+        local = DiskStore(config.cache.dir, disk, grace=config.cache.garbage_age)
+        rooms.push_async_callback(_close_store, local)
         remote: RemoteStore | None = None
         if config.remote.url is not None:
             remote = RemoteStore(
@@ -155,6 +159,7 @@ async def _run(config: Config, stop: asyncio.Event) -> None:
             read_timeout=config.outputs.read_timeout,
             closed=ingest.closed,
             gone=lambda file: builds.gone(file),
+            make_room=local.make_room,
         )
         loader = Loader(
             state,
@@ -202,6 +207,19 @@ async def _run(config: Config, stop: asyncio.Event) -> None:
             tree, loader, content, ingest, reaper, store, state, journals, front, presence, options
         )
 
+        here = await rooms.enter_async_context(CachedStore(local, None))
+        limits = Limits(
+            config.cache.high_mark, config.cache.low_mark, config.cache.max_blobs, config.cache.keep_free
+        )
+        collection = Collection(
+            local,
+            builds,
+            state,
+            limits,
+            ReferencedResults(state, here) if remote is None else None,
+            lambda: content.open_digests() | (set() if healing is None else healing.blobs()),
+        )
+
         work = [
             ("ingest", ingest.run()),
             ("reaper", reaper.run()),
@@ -213,10 +231,13 @@ async def _run(config: Config, stop: asyncio.Event) -> None:
             work.append(("healing", healing.run()))
         background = [tasks.create_task(some, name=name) for name, some in work]
         try:
+            await _settle_doubt(local)
             await builds.restore()
             if remote is not None and lease_options.duration:
                 refresh = Refresh(builds.live, presence, leases, lease_options.duration)
                 background.append(tasks.create_task(refresh.run(), name="refresh"))
+            # Not before: what was not restored yet would look like garbage.
+            background.append(tasks.create_task(collection.run(), name="collection"))
             background.append(tasks.create_task(builds.checkpoints.run(), name="checkpoints"))
             mount_path = await front.start(config.mount.path, allow_other=config.mount.allow_other)
             try:
@@ -229,14 +250,14 @@ async def _run(config: Config, stop: asyncio.Event) -> None:
                 )
                 admin = Admin(
                     builds,
-                    local,
-                    config.cache.dir,
+                    StoreFacts(local, config.cache.dir, limits, collection),
                     [str(address) for address in config.listen.addresses],
                     lambda: _begin_count(local),
                     lambda: _mount_facts(front, mount_path),
                     None if remote is None else lambda: _remote_facts(remote, healing),
                     operations,
                     Verification(loader, store),
+                    tasks,
                 )
                 async with _listening(config, store, state, builds, admin, calls, tasks):
                     _log.info(
@@ -259,6 +280,36 @@ async def _run(config: Config, stop: asyncio.Event) -> None:
 async def _ended(task: asyncio.Task[None]) -> None:
     task.cancel()
     await asyncio.wait([task])
+
+
+async def _close_store(store: DiskStore) -> None:
+    try:
+        await asyncio.to_thread(store.close)
+    except OutputdError as error:
+        _log.error("blobs that came lately will be hashed at the next start: %s", error)
+
+
+async def _settle_doubt(store: DiskStore) -> None:
+    """After a power cut: hash what it may have damaged, before anybody asks for it, but do not let the start wait for ever."""
+    looking = threading.Thread(target=_look_through, args=(store,), name="doubt", daemon=True)
+    looking.start()
+    await asyncio.to_thread(looking.join, _DOUBT_SECONDS)
+    if looking.is_alive():
+        _log.info(
+            "blobs are still being hashed, for a power cut may have damaged them; each is before it is served"
+        )
+
+
+def _look_through(store: DiskStore) -> None:
+    try:
+        damaged = store.settle_doubt()
+    except OutputdError as error:
+        _log.warning(
+            "each blob that a power cut may have damaged will be hashed when somebody asks for it: %s", error
+        )
+    else:
+        if damaged:
+            _log.warning("%d blobs were damaged by a power cut, and set aside", damaged)
 
 
 def _begin_count(store: DiskStore) -> None:

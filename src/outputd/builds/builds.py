@@ -134,6 +134,8 @@ class Builds:
             tree, loader, content, ingest, state, journals, tracking=options.initial_contents, now=now
         )
         self._bases: dict[str, OutputBase] = {}
+        self.cleans = 0
+        """How often something was cleaned: since then, there may be what nobody needs."""
         self._running: dict[str, Build] = {}
         """By build id."""
         saving = Saving(tree, loader, ingest, blobs.local, state, journals)
@@ -160,6 +162,7 @@ class Builds:
                 previous = base.build
                 build = Build(request.build_id, base, request.instance_name, request.function, virtual_root)
                 base.build = build
+                base.aliases = tuple(request.aliases)
                 self._running[build.id] = build
                 _log.info("build %s of output base %s started", build.id, base.id)
                 if previous is not None:
@@ -194,6 +197,7 @@ class Builds:
                     self._journals.remove([*base.journals, base.journal.path])
                 _log.info("output base %s cleaned", output_base_id)
             await self._state.forget(output_base_id)
+            self.cleans += 1
 
     def staging(self, build_id: str) -> Staging:
         """For placing artifacts; an asynchronous context manager. Raises Precondition."""
@@ -255,6 +259,16 @@ class Builds:
             if base.journals:
                 self.checkpoints.ask(base)
 
+    @property
+    def restored(self) -> bool:
+        """Whether everything that there was has come back."""
+        return self._restoring.complete
+
+    @property
+    def bases(self) -> Sequence[OutputBase]:
+        """All there are at this moment, by id."""
+        return [base for _, base in sorted(self._bases.items())]
+
     async def describe(self) -> list[BaseStatus]:
         """The output bases, by id."""
         return [
@@ -268,7 +282,7 @@ class Builds:
                 base.save_error,
                 base.obtainable,
             )
-            for _, base in sorted(self._bases.items())
+            for base in self.bases
         ]
 
     def live(self) -> list[OutputBase]:

@@ -54,6 +54,13 @@ class Checkpoints:
                 await self._saving.settle()
                 await self._saving.save(base)
 
+    async def now(self) -> bool:
+        """Of every output base that has changes, whatever else goes on; whether all that was saved is as it is now, or almost."""
+        for base in list(self._bases()):
+            if base.dirty:
+                await self._saving.save(base)
+        return not any(base.save_error for base in self._bases())
+
     async def all(self) -> None:
         """Of every output base that has changes: for the ordered stop, when `run` has ended."""
         await self._saving.settle()

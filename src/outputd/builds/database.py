@@ -117,6 +117,8 @@ def _check(connection: sqlite3.Connection, path: str) -> None:
     (mark,) = connection.execute("PRAGMA application_id").fetchone()
     (version,) = connection.execute("PRAGMA user_version").fetchone()
     if tables == 0 and mark == 0 and version == 0:
+        # Has an effect before the first table is made only.
+        connection.execute("PRAGMA auto_vacuum=INCREMENTAL")
         connection.execute("PRAGMA journal_mode=WAL")
         connection.executescript(
             f"BEGIN; {_SCHEMA} PRAGMA application_id={_MARK}; PRAGMA user_version={FORMAT}; COMMIT;"

@@ -42,6 +42,10 @@ class Healing:
         """Blobs in the queue."""
         return len(self._queue)
 
+    def blobs(self) -> set[Digest]:
+        """Those in the queue: their only copy may be the one here. From any thread."""
+        return {digest for _, digest in list(self._queue)}
+
     def offer(self, instance_name: str, digests: Collection[Digest]) -> bool:
         """The remote has lost these blobs and the local store holds them. Returns whether anything will be tried."""
         if instance_name in self._refused:

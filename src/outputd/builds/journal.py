@@ -16,10 +16,7 @@ import logging
 import mmap
 import os
 import struct
-import subprocess
-import sys
 import time
-import uuid
 import zlib
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
@@ -69,19 +66,6 @@ _RESERVE: Final = 32 << 10
 _NO_ROOM: Final = (errno.ENOSPC, errno.EDQUOT)
 _RETRY: Final = 1.0
 """Seconds between two attempts to let a file grow on a full disk."""
-
-
-def boot_id() -> bytes:
-    """16 bytes that are others after the machine was started anew; zeros where the system does not tell."""
-    with suppress(OSError, ValueError):
-        if sys.platform == "darwin":
-            text = subprocess.check_output(
-                ["/usr/sbin/sysctl", "-n", "kern.bootsessionuuid"], timeout=5
-            ).decode()
-        else:
-            text = Path("/proc/sys/kernel/random/boot_id").read_text(encoding="ascii")
-        return uuid.UUID(text.strip()).bytes
-    return bytes(16)
 
 
 class Journal:

@@ -13,8 +13,9 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from typing import Any, Final
 
-from outputd.builds.journal import FACTS, Journal, boot_id, facts_of, read_journal
+from outputd.builds.journal import FACTS, Journal, facts_of, read_journal
 from outputd.disk.atomic import make_directories
+from outputd.disk.boot import boot_id
 from outputd.disk.disk import Disk
 from outputd.errors import Corrupt, Unavailable
 

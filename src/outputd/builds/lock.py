@@ -14,10 +14,19 @@ class DirectoryLock:
     """Held from construction to `close`, or to the end of the process however it ends (flock(2))."""
 
     def __init__(self, directory: str, disk: Disk) -> None:
-        """Make the directory if need be and lock it. Raises Precondition, naming the process that has it, or Unavailable."""
+        """Make the directory if need be and lock it.
+
+        Raises Precondition when it belongs to another user, or naming the process that has it, or Unavailable.
+        """
         path = f"{directory}/lock"
         try:
             make_directories(disk, directory)
+            owner = os.stat(directory).st_uid
+            if owner != os.geteuid():
+                raise Precondition(
+                    f"state directory {directory}: belongs to uid {owner}, and this is uid {os.geteuid()}; `chown -R` it, or give "
+                    "this one another directory (--state-dir)"
+                )
             self._fd = disk.open(path, os.O_RDWR | os.O_CREAT)
         except OSError as error:
             raise Unavailable(f"state directory {directory}: {error.strerror}") from error

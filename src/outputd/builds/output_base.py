@@ -21,6 +21,7 @@ class OutputBase:
     """An output path and what is known of it. At most one build runs on it."""
 
     __slots__ = (
+        "aliases",
         "build",
         "created",
         "finalized",
@@ -51,6 +52,8 @@ class OutputBase:
         self.created = created
         self.build: Build | None = None
         """The build that runs."""
+        self.aliases: tuple[str, ...] = ()
+        """Paths of the client that lead here, as its last build said; they tell where its workspace is. None after a stop."""
         self.last_build_id = ""
         """The last build that ended; empty while none did."""
         self.last_build_time = 0
@@ -97,6 +100,7 @@ class OutputBase:
             "digest_function": int(self.volume.function),
             "last_build_id": self.last_build_id,
             "last_build_time": self.last_build_time,
+            "aliases": list(self.aliases),
             "build": None if self.build is None else self.build.facts(),
         }
 
@@ -106,6 +110,7 @@ class OutputBase:
         self.volume.function = DigestFunction(facts["digest_function"])
         self.last_build_id = facts["last_build_id"]
         self.last_build_time = facts["last_build_time"]
+        self.aliases = tuple(facts["aliases"])
         build = facts["build"]
         self.build = None if build is None else Build.of_facts(build, self)
 

@@ -55,6 +55,8 @@ class Restoring:
         self._journals = journals
         self._tracking = tracking
         self._now = now
+        self.complete = True
+        """Everything that there was has come back: else, what nobody seems to need may be wanted yet."""
 
     async def restore(self) -> list[OutputBase]:
         """Everything that there was. Raises Corrupt or Unavailable when the state cannot be read at all."""
@@ -66,14 +68,14 @@ class Restoring:
         # Inode numbers that were handed out must not come again, so neither must the numbers of volumes.
         self._state.use_no_number_below(max(numbers, default=0) + 1)
         bases: list[OutputBase] = []
-        complete = self._state.set_aside is None
+        self.complete = self._state.set_aside is None
         for base_id in sorted(rows.keys() | chains.keys()):
             try:
                 bases.append(await self._restored(base_id, rows.get(base_id), chains.get(base_id)))
             except Corrupt as error:
-                complete = False
+                self.complete = False
                 _log.error("output base %s cannot be restored and is left out: %s", base_id, error)
-        if complete:
+        if self.complete:
             # Else what lies there might be wanted by whoever repairs it.
             self._journals.sweep(chains.values())
             needed = {file.key for base in bases for file in base.unreclaimed}

@@ -11,11 +11,11 @@ import asyncio
 import logging
 import sqlite3
 import threading
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Container, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from dataclasses import dataclass
-from typing import Any, Final
+from typing import Any, Final, ParamSpec, TypeVar
 
 from outputd.builds.database import connect, failed, open_database
 from outputd.builds.lock import DirectoryLock
@@ -25,8 +25,13 @@ from outputd.errors import OutputdError
 
 _log = logging.getLogger(__name__)
 
+T = TypeVar("T")
+P = ParamSpec("P")
+
 _NUMBERS: Final = 16
 """Volume numbers that are reserved by one write."""
+_SWEPT_AT_ONCE: Final = 200
+"""Rows of one transaction of a sweep: it takes about a millisecond, in which nobody else writes or looks for a message."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,12 +87,14 @@ class State:
         self._next_number = self._reserved_number = 1 if row is None else row[0]
         self._writer = ThreadPoolExecutor(1, "outputd-state")
         self._guard = threading.Lock()
-        """Of the three fields below."""
+        """Of the four fields below."""
         self._fresh = _Objects()
         """Not written yet."""
         self._in_flight = _Objects()
         """Being written."""
         self._flush_due = False
+        self._noted: set[bytes] | None = None
+        """While a sweep is on: digests of messages and records that somebody looked for or brought since it began."""
         self.sink: Final = StateSink(self)
 
     async def close(self) -> None:
@@ -105,6 +112,19 @@ class State:
     def directory(self, digest: Digest) -> bytes | None:
         """A Directory message. Raises Corrupt or Unavailable."""
         with self._guard:
+            # Before it is looked for: a sweep must not take away what somebody is told is here.
+            self._note(digest)
+        return self.peek_directory(digest)
+
+    def record(self, digest: bytes) -> bytes | None:
+        """An attribute record. Raises Corrupt or Unavailable."""
+        with self._guard:
+            self._note(digest)
+        return self.peek_record(digest)
+
+    def peek_directory(self, digest: Digest) -> bytes | None:
+        """As `directory`, by whom a sweep need not wait for. Raises Corrupt or Unavailable."""
+        with self._guard:
             # By default of `get`, not by `or`: the message of an empty directory is empty.
             message = self._fresh.directories.get(digest, self._in_flight.directories.get(digest))
         if message is None:
@@ -112,8 +132,8 @@ class State:
             message = None if row is None else row[0]
         return message
 
-    def record(self, digest: bytes) -> bytes | None:
-        """An attribute record. Raises Corrupt or Unavailable."""
+    def peek_record(self, digest: bytes) -> bytes | None:
+        """As `record`, the same way. Raises Corrupt or Unavailable."""
         with self._guard:
             record = self._fresh.records.get(digest, self._in_flight.records.get(digest))
         if record is None:
@@ -125,6 +145,8 @@ class State:
         """Keep messages that were loaded, soon."""
         with self._guard:
             self._fresh.directories.update(messages)
+            for digest in messages if self._noted is not None else ():
+                self._note(digest)
             due, self._flush_due = self._flush_due, True
         if not due:
             self._writer.submit(self._flush)
@@ -133,11 +155,13 @@ class State:
         """Keep a sealed directory with the next save."""
         with self._guard:
             self._fresh.directories[digest] = message
+            self._note(digest)
 
     def seal_record(self, digest: bytes, record: bytes) -> None:
         """Keep an attribute record with the next save."""
         with self._guard:
             self._fresh.records[digest] = record
+            self._note(digest)
 
     # output bases
 
@@ -234,7 +258,60 @@ class State:
         # A result that a power cut takes away costs running the action again.
         await self._written(write, durable=False)
 
+    def results(self, after: tuple[str, bytes]) -> list[tuple[str, Digest, bytes]]:
+        """Some results by instance and action, from after these on; none at the end. Raises Corrupt or Unavailable."""
+        try:
+            rows = self._reading_connection.execute(
+                "SELECT instance_name, action, result FROM action_result WHERE (instance_name, action) > (?, ?)"
+                f" ORDER BY instance_name, action LIMIT {_SWEPT_AT_ONCE}",
+                after,
+            ).fetchall()
+        except sqlite3.Error as error:
+            raise failed(error, self._path) from error
+        return [(row[0], Digest(row[1]), row[2]) for row in rows]
+
+    async def drop_results(self, results: Sequence[tuple[str, Digest, bytes]]) -> None:
+        """Drop these results, unless they were replaced meanwhile. Raises Exhausted or Unavailable."""
+
+        def write(connection: sqlite3.Connection) -> None:
+            connection.executemany(
+                "DELETE FROM action_result WHERE instance_name = ? AND action = ? AND result = ?", results
+            )
+
+        await self._written(write, durable=False)
+
+    # what nobody needs any more
+
+    def begin_sweep(self) -> None:
+        """To be called before marking begins: what is looked for or brought from here on is kept, marked or not."""
+        with self._guard:
+            self._noted = set()
+
+    async def sweep(self, marked: Container[bytes]) -> int:
+        """Drop the messages and records that are not marked, in small transactions between which everybody else writes; how many
+        those were. Ends what `begin_sweep` began. Raises Exhausted or Unavailable.
+        """
+        dropped = 0
+        try:
+            for table in ("directory", "record"):
+                after: bytes | None = b""
+                while after is not None:
+                    after, some = await self._submitted(self._sweep_some, table, after, marked)
+                    dropped += some
+        finally:
+            self.end_sweep()
+        return dropped
+
+    def end_sweep(self) -> None:
+        """Nothing more is dropped; for a marking that failed."""
+        with self._guard:
+            self._noted = None
+
     # within
+
+    def _note(self, digest: bytes) -> None:
+        if self._noted is not None:
+            self._noted.add(digest)
 
     def _read(self, query: str, arguments: tuple[object, ...]) -> tuple[Any, ...] | None:
         try:
@@ -244,8 +321,11 @@ class State:
         return row
 
     async def _written(self, write: Callable[[sqlite3.Connection], None], *, durable: bool = True) -> None:
+        await self._submitted(self._commit, write, durable)
+
+    async def _submitted(self, work: Callable[P, T], *arguments: P.args, **named: P.kwargs) -> T:
         # Shielded: whoever asked may leave, but what was begun is not to be dropped from the queue.
-        await asyncio.shield(asyncio.wrap_future(self._writer.submit(self._commit, write, durable)))
+        return await asyncio.shield(asyncio.wrap_future(self._writer.submit(work, *arguments, **named)))
 
     # in the writing thread
 
@@ -291,6 +371,33 @@ class State:
             raise failed(error, self._path) from error
         with self._guard:
             self._in_flight = _Objects()
+
+    def _sweep_some(self, table: str, after: bytes, marked: Container[bytes]) -> tuple[bytes | None, int]:
+        """Look at the next rows of a table; the last one's digest, None at the end, and how many were dropped."""
+        connection = self._writing_connection
+        try:
+            rows = connection.execute(
+                f"SELECT digest FROM {table} WHERE digest > ? ORDER BY digest LIMIT {_SWEPT_AT_ONCE}",
+                (after,),
+            ).fetchall()
+            doomed = [row for row in rows if row[0] not in marked]
+            if doomed:
+                # No checkpoint at this commit: it would sync, and readers wait for the guard meanwhile.
+                connection.execute("PRAGMA wal_autocheckpoint=0")
+                connection.execute("BEGIN IMMEDIATE")
+                with self._guard:
+                    # What was noted by now stays; what is looked for later will not be found.
+                    noted = self._noted or set()
+                    doomed = [row for row in doomed if row[0] not in noted]
+                    connection.executemany(f"DELETE FROM {table} WHERE digest = ?", doomed)
+                    connection.execute("COMMIT")
+                connection.execute(f"PRAGMA incremental_vacuum({_SWEPT_AT_ONCE})").fetchall()
+        except sqlite3.Error as error:
+            self._roll_back()
+            raise failed(error, self._path) from error
+        finally:
+            connection.execute("PRAGMA wal_autocheckpoint=1000")
+        return rows[-1][0] if len(rows) == _SWEPT_AT_ONCE else None, len(doomed)
 
     def _roll_back(self) -> None:
         try:

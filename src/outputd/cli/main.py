@@ -13,7 +13,7 @@ from collections.abc import Sequence
 from typing import Final, Protocol
 
 from outputd import __version__
-from outputd.cli import bazelrc, config, doctor, serve, status, stuck, verify
+from outputd.cli import bazelrc, config, doctor, gc, serve, status, stuck, verify
 from outputd.cli.console import Console, ExitCode
 from outputd.config import InvalidSettings
 from outputd.errors import OutputdError
@@ -27,6 +27,7 @@ examples:
   outputd serve --remote grpc://cas:8980   with a REv2 server behind the local store
   outputd bazelrc >> .bazelrc              make Bazel use it
   outputd status                           what is mounted, built, stored
+  outputd gc --dry-run                     what the store holds, and what of it could go
   outputd stuck                            who waits, since when, for what
   outputd doctor                           what is wrong, and how to put it right
 
@@ -48,7 +49,7 @@ class Verb(Protocol):
     def run(self, arguments: argparse.Namespace, console: Console) -> ExitCode: ...
 
 
-VERBS: Final[tuple[Verb, ...]] = (serve, bazelrc, status, verify, stuck, doctor, config)
+VERBS: Final[tuple[Verb, ...]] = (serve, bazelrc, status, verify, stuck, gc, doctor, config)
 
 
 def make_parser() -> argparse.ArgumentParser:

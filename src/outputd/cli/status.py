@@ -80,8 +80,14 @@ def as_data(status: GetStatusResponse) -> dict[str, object]:
             "path": status.store.path,
             "blobs": status.store.blobs if status.store.blobs >= 0 else None,
             "blob_bytes": status.store.blob_bytes if status.store.blob_bytes >= 0 else None,
+            "local_only_blobs": status.store.local_only_blobs if status.store.blobs >= 0 else None,
+            "local_only_bytes": status.store.local_only_bytes if status.store.blobs >= 0 else None,
             "total_bytes": status.store.total_bytes,
             "available_bytes": status.store.available_bytes,
+            "keep_free_bytes": status.store.keep_free_bytes,
+            "high_mark_bytes": status.store.high_mark_bytes or None,
+            "total_files": status.store.total_files or None,
+            "free_files": status.store.free_files if status.store.total_files else None,
         },
         "remote": _remote_data(status),
     }
@@ -133,8 +139,15 @@ def _lines(status: GetStatusResponse, console: Console) -> Iterator[str]:
     )
     held = "not counted yet"
     if store.blobs >= 0:
-        held = f"{show_count(store.blobs)} blobs, {show_bytes(store.blob_bytes)}"
+        held = (
+            f"{show_count(store.blobs)} blobs, {show_bytes(store.blob_bytes)} "
+            f"({show_bytes(store.blob_bytes - store.local_only_bytes)} evictable, {show_bytes(store.local_only_bytes)} only here)"
+        )
     room = f"{show_bytes(store.available_bytes)} of {show_bytes(store.total_bytes)} free"
+    if store.total_files:
+        room += f", {show_count(store.free_files)} inodes"
+    if store.available_bytes < store.keep_free_bytes:
+        room += f", less than the {show_bytes(store.keep_free_bytes)} to be kept free: outputd gc --dry-run"
     remote = "none; the local store alone"
     if status.HasField("remote"):
         remote = f"{status.remote.url}, {_remote_state(status)}"

@@ -23,6 +23,9 @@ def disagreements(config: Config) -> Iterator[tuple[str, str]]:
                 "listen.addresses",
                 f"{address} lies inside the mount {mount}; choose a socket outside of it",
             )
+    cache = config.cache
+    if cache.low_mark is not None and cache.high_mark is None:
+        yield "cache.low_mark", "set without high_mark, so it has no effect; set that too, or leave it out"
     yield from _remote(config)
 
 

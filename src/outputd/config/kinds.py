@@ -14,6 +14,7 @@ from typing import Final, Protocol
 from outputd.config.address import Address, UnixAddress, parse_address
 from outputd.config.places import Places
 from outputd.errors import Invalid
+from outputd.store.limits import Amount
 
 Plain = str | int | float | bool | list[str] | dict[str, str] | None
 """What TOML and JSON can both show; None stands for a key that is not set."""
@@ -26,6 +27,7 @@ _UNITS: Final = {
     **{f"{letter}iB": 1 << shift for letter, shift in (("K", 10), ("M", 20), ("G", 30), ("T", 40))},
     **{f"{letter}B": 10**power for letter, power in (("k", 3), ("M", 6), ("G", 9), ("T", 12))},
 }
+_PERCENT: Final = re.compile(r"(\d{1,3}(?:\.\d+)?) ?%")
 _HOST_PORT: Final = re.compile(r"(\[[0-9A-Fa-f:.%]+\]|[^\[\]:/@\s]+)(?::(\d{1,5}))?")
 _HEADER_NAME: Final = re.compile(r"[0-9a-z_.-]+")
 
@@ -183,6 +185,28 @@ class Size:
     def plain(self, value: object) -> Plain:
         assert isinstance(value, int)
         return show_size(value)
+
+
+@dataclass(frozen=True, slots=True)
+class Room:
+    """A number of bytes, or a part of the file system in per cent."""
+
+    name: str = "bytes | %"
+
+    def of_text(self, text: str) -> object:
+        return text
+
+    def parse(self, raw: object, places: Places) -> Amount:
+        if isinstance(raw, str) and (found := _PERCENT.fullmatch(raw)) and float(found[1]) <= 100:
+            return Amount(percent=float(found[1]))
+        try:
+            return Amount(bytes=Size(0, 1 << 60).parse(raw, places))
+        except Invalid:
+            raise _wrong(raw, 'an amount of room; write bytes, a size as in "20 GiB", or "10%"') from None
+
+    def plain(self, value: object) -> Plain:
+        assert isinstance(value, Amount)
+        return f"{value.percent:g}%" if value.percent else show_size(value.bytes)
 
 
 def show_size(size: int) -> str:

@@ -23,10 +23,12 @@ from outputd.config.kinds import (
     Kind,
     Optional,
     RemoteUrl,
+    Room,
     Seconds,
     Size,
     Text,
 )
+from outputd.store.limits import Amount
 
 
 @dataclass(frozen=True, slots=True)
@@ -155,6 +157,44 @@ class Cache:
             "Directory of the local store: bytes by digest, files written by local actions included.",
             "--cache-dir",
             "DIR",
+        ),
+    ]
+    keep_free: Annotated[
+        Amount | None,
+        Key(
+            Optional(Room()),
+            None,
+            "Room to leave on the file system: below it, what was not used for longest goes, but never what is only here and an "
+            "output tree needs; not set: a tenth of the file system, at most 10 GiB.",
+        ),
+    ]
+    high_mark: Annotated[
+        Amount | None,
+        Key(
+            Optional(Room()),
+            None,
+            "Sizes of all blobs together above which what was not used for longest goes; not set: as much as `keep_free` leaves.",
+        ),
+    ]
+    low_mark: Annotated[
+        Amount | None,
+        Key(Optional(Room()), None, "What to come down to then; not set: nine tenths of `high_mark`."),
+    ]
+    max_blobs: Annotated[
+        int | None,
+        Key(
+            Optional(Count(1, 1_000_000_000)),
+            None,
+            "Number of blobs, each an inode, above which some go; not set: as many as leave a twentieth of all inodes.",
+        ),
+    ]
+    garbage_age: Annotated[
+        float,
+        Key(
+            Seconds(least=0.0),
+            10800,
+            "How long a blob that is only here and belongs to no output tree stays after its last use; longer than a client may "
+            "take between uploading it and saying what it is for.",
         ),
     ]
 

@@ -7,7 +7,6 @@ opened read-only; a writer gets a private copy. What happens after the last writ
 from __future__ import annotations
 
 import asyncio
-import errno
 import logging
 import os
 import time
@@ -16,9 +15,11 @@ from typing import Final
 
 from outputd.digest import Digest
 from outputd.disk.disk import Disk
+from outputd.drive.disk_error import disk_error
 from outputd.drive.flights import Flights
-from outputd.errors import Exhausted, NotFound, OutputdError, TimedOut, TooLarge, Unavailable
+from outputd.errors import NotFound, OutputdError, TimedOut
 from outputd.store.base import BlobStore
+from outputd.store.room import is_full
 from outputd.store.waiting import in_thread
 from outputd.tree.node import File, Local
 from outputd.tree.tree import Tree
@@ -99,8 +100,10 @@ class Content:
         read_timeout: float,
         closed: Callable[[File], None],
         gone: Callable[[File], None] = lambda _: None,
+        make_room: Callable[[int], bool] = lambda _: False,
     ) -> None:
-        """`closed` is told of every file that has local bytes and no writer any more, `gone` of every one whose blob is nowhere."""
+        """`closed` is told of every file that has local bytes and no writer any more, `gone` of every one whose blob is nowhere.
+        `make_room` is asked when the disk is full, and says whether to try once more."""
         self._gone = gone
         self._tree = tree
         self._blobs = blobs
@@ -109,6 +112,7 @@ class Content:
         self._read_timeout = read_timeout
         self._closed = closed
         self._buffer: Final = memoryview(bytearray(_BUFFER))
+        self._make_room = make_room
         self._open: dict[File, OpenFile] = {}
         self._fetches: Flights[Digest] = Flights(tasks)
         self._copies: Flights[File] = Flights(tasks)
@@ -193,6 +197,10 @@ class Content:
         if isinstance(file.content, Local) and file.content.writers == 0:
             self._closed(file)
 
+    def open_digests(self) -> set[Digest]:
+        """The blobs of open files, some of which may have to be opened yet. From any thread."""
+        return {file.content for file in list(self._open) if isinstance(file.content, Digest)}
+
     def is_open(self, file: File) -> bool:
         return file in self._open
 
@@ -250,7 +258,12 @@ class Content:
         if append:
             offset = local.size
         try:
-            written = os.pwrite(fd, data, offset)
+            try:
+                written = os.pwrite(fd, data, offset)
+            except OSError as error:
+                if not is_full(error) or not self._make_room(len(data)):
+                    raise
+                written = os.pwrite(fd, data, offset)
         except OSError as error:
             raise disk_error(error, self._private_dir) from error
         if offset + written > local.size:
@@ -458,8 +471,14 @@ class Content:
         return fd
 
     def _open_private(self, local: Local, flags: int = 0) -> int:
+        path, flags = self.private_path(local), os.O_RDWR | os.O_CLOEXEC | flags
         try:
-            return os.open(self.private_path(local), os.O_RDWR | os.O_CLOEXEC | flags, 0o600)
+            try:
+                return os.open(path, flags, 0o600)
+            except OSError as error:
+                if not is_full(error) or not self._make_room(0):
+                    raise
+                return os.open(path, flags, 0o600)
         except OSError as error:
             raise disk_error(error, self._private_dir) from error
 
@@ -474,12 +493,3 @@ def _unlink(path: str) -> None:
         os.unlink(path)
     except OSError as error:
         _log.warning("%s: cannot be discarded: %s", path, error.strerror)
-
-
-def disk_error(error: OSError, what: str) -> OutputdError:
-    """What an error of the disk below means; `what` names the path or the deed."""
-    if error.errno == errno.EFBIG:
-        return TooLarge(f"{what}: {os.strerror(error.errno)}")
-    if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EMFILE, errno.ENFILE):
-        return Exhausted(f"{what}: {os.strerror(error.errno)}")
-    return Unavailable(f"{what}: {error.strerror}")

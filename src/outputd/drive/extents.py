@@ -13,7 +13,8 @@ from collections.abc import Awaitable, Callable
 from functools import partial
 from typing import Final, TypeVar
 
-from outputd.drive.content import Content, NotLocal, OpenFile, disk_error
+from outputd.drive.content import Content, NotLocal, OpenFile
+from outputd.drive.disk_error import disk_error
 from outputd.store.waiting import in_thread
 from outputd.tree.status import Status
 

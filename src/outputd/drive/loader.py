@@ -84,10 +84,10 @@ class Loader:
             )
         data = await blobs.read(tree)
         if len(data) >= _THREAD_BYTES:
-            root, messages = await asyncio.to_thread(_take_apart, tree, data)
+            root, messages = await asyncio.to_thread(decode_tree, tree, data)
             await asyncio.to_thread(self._objects.keep_directories, messages)
         else:
-            root, messages = _take_apart(tree, data)
+            root, messages = decode_tree(tree, data)
             self._objects.keep_directories(messages)
         return root
 
@@ -218,8 +218,11 @@ def _pieces(message: bytes) -> Iterator[bytes]:
     yield message[start:]
 
 
-def _take_apart(tree: Digest, data: bytes) -> tuple[Digest, dict[Digest, bytes]]:
-    """The root's digest and every Directory message of a Tree, as the very bytes that came (REv2: never reserialize)."""
+def decode_tree(tree: Digest, data: bytes) -> tuple[Digest, dict[Digest, bytes]]:
+    """The root's digest and every Directory message of a Tree, as the very bytes that came (REv2: never reserialize).
+
+    Raises Corrupt on what is no such message.
+    """
     root: Digest | None = None
     messages: dict[Digest, bytes] = {}
     for number, message in _tree_fields(tree, data):

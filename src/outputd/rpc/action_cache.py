@@ -5,14 +5,15 @@ A client that gets a result does not run the action, so a blob that is missing t
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
+import asyncio
+from collections.abc import AsyncIterator, Callable, Sequence
 from typing import Final, Protocol
 
 from google.protobuf.message import DecodeError
 
 from outputd._proto import remote_execution_pb2 as reapi
 from outputd.digest import Digest, DigestFunction
-from outputd.errors import Corrupt, Denied, Invalid, NotFound
+from outputd.errors import Corrupt, Denied, Exhausted, Invalid, NotFound
 from outputd.rpc.digests import parse_digest, request_function
 from outputd.rpc.directory_walk import Walked, walk_directories
 from outputd.rpc.edge import Context
@@ -20,6 +21,7 @@ from outputd.rpc.limits import MESSAGE_LIMIT
 from outputd.rpc.pace import paced
 from outputd.rpc.resource_name import check_instance_name
 from outputd.store.base import BlobStore
+from outputd.store.marks import Marks
 
 _TREE_LIMIT: Final = 64 * 1024 * 1024
 
@@ -32,6 +34,16 @@ class ActionResults(Protocol):
 
     async def put(self, instance: str, action: Digest, result: bytes) -> None:
         """Keep a result in place of an earlier one. Raises Exhausted."""
+
+
+class KeptResults(Protocol):
+    """The same, for whoever goes through all of them."""
+
+    def results(self, after: tuple[str, bytes]) -> list[tuple[str, Digest, bytes]]:
+        """Some results with instance and action, in their order, from after these on; none at the end."""
+
+    async def drop_results(self, results: Sequence[tuple[str, Digest, bytes]]) -> None:
+        """Drop these results, unless they were replaced meanwhile. Raises Exhausted."""
 
 
 class ActionCache:
@@ -78,6 +90,37 @@ class ActionCache:
             raise Invalid(f"action_result: {len(data)} bytes cannot be answered; {MESSAGE_LIMIT} is the most")
         await self._results.put(request.instance_name, action, data)
         return result
+
+
+class ReferencedResults:
+    """What kept results name, for a store that is the whole CAS and wants to know what it may evict (builds/collection.py)."""
+
+    def __init__(self, results: KeptResults, here: BlobStore) -> None:
+        """`here` asks no remote."""
+        self._results = results
+        self._here = here
+
+    async def mark(self, marks: Marks, is_here: Callable[[Digest], bool]) -> None:
+        """Mark the blobs of every result that can still be answered, and drop the others. Raises Unavailable or Exhausted."""
+        after = ("", b"")
+        while some := self._results.results(after):
+            useless = []
+            for kept in some:
+                try:
+                    result = reapi.ActionResult.FromString(kept[2])
+                    named = {digest async for digest in _referenced(result, kept[1].function, self._here)}
+                except (DecodeError, Corrupt, Exhausted, Invalid, NotFound):
+                    useless.append(kept)
+                    continue
+                if not all(map(is_here, named)):
+                    useless.append(kept)
+                    continue
+                for digest in named:
+                    marks.add(digest)
+                await asyncio.sleep(0)
+            if useless:
+                await self._results.drop_results(useless)
+            after = some[-1][:2]
 
 
 async def _referenced(

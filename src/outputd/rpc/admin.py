@@ -1,4 +1,4 @@
-"""outputd.v1.Admin: what the daemon tells of itself. Asking changes nothing but that blobs get counted."""
+"""outputd.v1.Admin: what the daemon tells of itself, and what it is told to do. GetStatus changes nothing but counts blobs."""
 
 from __future__ import annotations
 
@@ -12,12 +12,15 @@ from dataclasses import dataclass
 from outputd import __version__
 from outputd._proto import admin_pb2
 from outputd.builds.builds import Builds
+from outputd.builds.collection import Collection, Report, Wish
 from outputd.builds.output_base import Obtainable
 from outputd.builds.verification import Count, Tally, Verification
 from outputd.errors import Invalid
-from outputd.rpc.edge import Context
+from outputd.rpc.edge import Context, outcome
 from outputd.rpc.operations import Operations
 from outputd.store.base import LocalStore
+from outputd.store.eviction import Amounts
+from outputd.store.limits import Limits
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,38 +51,49 @@ class RemoteFacts:
     """Blobs that wait for that."""
 
 
+@dataclass(frozen=True, slots=True)
+class StoreFacts:
+    """The local store, beyond what it tells itself."""
+
+    store: LocalStore
+    path: str
+    limits: Limits
+    collection: Collection
+
+
 class Admin:
     """The service. What it tells comes from where it is known, at the moment of the question."""
 
     def __init__(
         self,
         builds: Builds,
-        store: LocalStore,
-        store_path: str,
+        store: StoreFacts,
         listen_addresses: Sequence[str],
         begin_count: Callable[[], None],
         mount: Callable[[], MountFacts],
         remote: Callable[[], RemoteFacts] | None,
         operations: Operations,
         verification: Verification,
+        tasks: asyncio.TaskGroup,
     ) -> None:
         """`begin_count` has the store's blobs counted in the background, for a later question."""
         self._verification = verification
         self._builds = builds
         self._store = store
-        self._store_path = store_path
         self._listen_addresses = listen_addresses
         self._begin_count = begin_count
         self._mount = mount
         self._remote = remote
         self._operations = operations
+        self._tasks = tasks
         self._began = time.monotonic()
 
     async def get_status(
         self, _request: admin_pb2.GetStatusRequest, _context: Context
     ) -> admin_pb2.GetStatusResponse:
         mount = self._mount()
-        usage = await asyncio.to_thread(self._store.usage)
+        usage = await asyncio.to_thread(self._store.store.usage)
+        high_mark = self._store.limits.high_mark
         if usage.blobs < 0:
             self._begin_count()
         reply = admin_pb2.GetStatusResponse(
@@ -88,11 +102,17 @@ class Admin:
             mount=admin_pb2.Mount(path=mount.path, abi=mount.abi, features=mount.features),
             listen_addresses=self._listen_addresses,
             store=admin_pb2.Store(
-                path=self._store_path,
+                path=self._store.path,
                 blobs=usage.blobs,
                 blob_bytes=usage.blob_bytes,
                 total_bytes=usage.total,
                 available_bytes=usage.available,
+                local_only_blobs=usage.local_only_blobs,
+                local_only_bytes=usage.local_only_bytes,
+                total_files=usage.files,
+                free_files=usage.files_free,
+                keep_free_bytes=self._store.limits.free_goal(usage.total),
+                high_mark_bytes=0 if high_mark is None else high_mark.of(usage.total),
             ),
         )
         reply.uptime.FromMilliseconds(int((time.monotonic() - self._began) * 1000))
@@ -134,6 +154,42 @@ class Admin:
         reply.done = True
         reply.ClearField("losses")
         yield reply
+
+    async def collect_garbage(
+        self, request: admin_pb2.CollectGarbageRequest, _context: Context
+    ) -> AsyncIterator[admin_pb2.CollectGarbageResponse]:
+        unused_for = (
+            request.unused_for.ToTimedelta().total_seconds() if request.HasField("unused_for") else None
+        )
+        if (unused_for or 0) < 0 or (request.HasField("max_bytes") and request.max_bytes < 0):
+            raise Invalid("unused_for, max_bytes: expected 0 or more")
+        wish = Wish(
+            garbage=True,
+            unused_since=None if unused_for is None else time.time() - unused_for,
+            max_bytes=request.max_bytes if request.HasField("max_bytes") else None,
+            output_paths=True,
+        )
+        steps: asyncio.Queue[admin_pb2.CollectGarbageResponse] = asyncio.Queue()
+        loop = asyncio.get_running_loop()
+
+        def progress(step: str, amounts: Amounts) -> None:
+            message = admin_pb2.CollectGarbageResponse(step=step, blobs=amounts.blobs, bytes=amounts.bytes)
+            loop.call_soon_threadsafe(steps.put_nowait, message)
+
+        # In the daemon's own group: a group here would be left by a client that goes away in the middle of a `yield`.
+        work = self._tasks.create_task(
+            outcome(self._store.collection.collect(wish, dry_run=request.dry_run, progress=progress))
+        )
+        work.add_done_callback(lambda _: steps.put_nowait(admin_pb2.CollectGarbageResponse()))
+        try:
+            while (message := await steps.get()).step:
+                yield message
+            result = await work
+        finally:
+            work.cancel()
+        if isinstance(result, Exception):
+            raise result
+        yield admin_pb2.CollectGarbageResponse(report=_report(result))
 
     def _describe_remote(self, reply: admin_pb2.Remote, remote: RemoteFacts) -> None:
         reply.url = remote.url
@@ -182,3 +238,19 @@ def _verified(tally: Tally, most_losses: int) -> admin_pb2.VerifyResponse:
 
 def _count(count: Count) -> admin_pb2.FileCount:
     return admin_pb2.FileCount(files=count.files, bytes=count.bytes)
+
+
+def _report(report: Report) -> admin_pb2.GarbageReport:
+    message = admin_pb2.GarbageReport(dropped_messages=report.dropped)
+    for kind, found in report.found.items():
+        gone = report.going.get(kind, Amounts())
+        message.blobs.add(
+            kind=admin_pb2.GarbageReport.Blobs.Kind.Value(kind.name),
+            blobs=found.blobs,
+            bytes=found.bytes,
+            removed_blobs=gone.blobs,
+            removed_bytes=gone.bytes,
+        )
+    for base in report.stale:
+        message.output_bases.add(id=base.id, reason=base.reason).last_used.FromNanoseconds(base.last_used)
+    return message

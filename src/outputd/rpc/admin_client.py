@@ -1,4 +1,4 @@
-"""Asks a running daemon about itself, for commands that run once and end. Never used by the daemon.
+"""Asks a running daemon about itself or tells it what to do, for commands that run once and end. Never used by the daemon.
 
 Protocol: `outputd.v1.Admin` (protos/outputd/v1/admin.proto).
 """
@@ -15,7 +15,10 @@ from google.protobuf.message import Message
 
 from outputd._proto import admin_pb2
 from outputd._proto.admin_pb2 import (
+    CollectGarbageRequest,
+    CollectGarbageResponse,
     FileCount,
+    GarbageReport,
     GetStatusRequest,
     GetStatusResponse,
     ListOperationsRequest,
@@ -30,11 +33,13 @@ from outputd.rpc.client import CHANNEL_OPTIONS, Stub
 
 __all__ = [
     "FileCount",
+    "GarbageReport",
     "GetStatusResponse",
     "ListOperationsResponse",
     "Loss",
     "OutputBase",
     "VerifyResponse",
+    "collect_garbage",
     "fetch_operations",
     "fetch_status",
     "verify",
@@ -111,3 +116,31 @@ async def _verify(
                     raise Unavailable(f"{target}: the answer ended before it was whole") from None
                 note(reply)
     return reply
+
+
+def collect_garbage(
+    target: str,
+    *,
+    dry_run: bool,
+    unused_for: float | None,
+    max_bytes: int | None,
+    seconds: float,
+    progress: Callable[[str, int, int], object],
+) -> GarbageReport:
+    """Have the daemon remove what it can do without; `progress` is told the step, blobs and bytes. Raises what errors.py has."""
+    request = CollectGarbageRequest(dry_run=dry_run, max_bytes=max_bytes)
+    if unused_for is not None:
+        request.unused_for.FromNanoseconds(int(unused_for * 1e9))
+
+    async def collect() -> GarbageReport:
+        async with grpc.aio.insecure_channel(target, options=_OPTIONS) as channel:
+            admin = Stub(channel, admin_pb2.DESCRIPTOR.services_by_name["Admin"])
+            answers = admin.stream("CollectGarbage", request, CollectGarbageResponse, timeout=seconds)
+            async with aclosing(answers):
+                async for answer in answers:
+                    if answer.HasField("report"):
+                        return answer.report
+                    progress(answer.step, answer.blobs, answer.bytes)
+        raise Unavailable(f"{target}: the daemon ended before it had a report")
+
+    return asyncio.run(collect())

@@ -115,7 +115,10 @@ def _parse_blob(parts: Sequence[str], name: str, form: str) -> tuple[Digest, str
     if len(rest) < 2:
         raise Invalid(f"resource_name {_shown(name)}: expected {form}")
     hash_hex = rest[0]
-    function = told_function(named) if named is not None else inferred_function(hash_hex)
+    try:
+        function = told_function(named) if named is not None else inferred_function(hash_hex)
+    except Invalid as error:
+        raise Invalid(f"resource_name {_shown(name)}: {error}") from error
     if function is None:
         raise Invalid(
             f"resource_name {_shown(name)}: {_shown(hash_hex)} has the length of no hash; expected {form}"

@@ -27,6 +27,9 @@ class Usage:
     """Blobs in the store, or -1 while nobody counted them."""
     blob_bytes: int
     """Bytes of these blobs, or -1 while nobody counted them."""
+    local_only_blobs: int
+    """Those that no remote is known to have, or -1 while nobody counted them."""
+    local_only_bytes: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,18 +62,22 @@ class LocalStore(Protocol):
     def read(self, digest: Digest) -> bytes | None:
         """All bytes of a blob, or None when it is not here. For small blobs."""
 
-    def put(self, digest: Digest, data: bytes) -> None:
-        """Keep these bytes. Raises Corrupt when they do not match, Exhausted when the disk is full."""
+    def put(self, digest: Digest, data: bytes, *, local_only: bool = False) -> None:
+        """Keep these bytes; `local_only` as for `writer`. Raises Corrupt when they do not match, Exhausted on a full disk."""
 
-    def writer(self, digest: Digest) -> BlobWriter:
-        """Receive a blob piece by piece."""
+    def writer(self, digest: Digest, *, local_only: bool = False) -> BlobWriter:
+        """Receive a blob piece by piece. `local_only`: no remote is known to have it."""
 
     def adopt(self, path: str, digest: Digest) -> None:
         """Take over a file by rename, without a copy; the caller vouches that `path` has this digest, that no writable
-        descriptor of it is left, and that it lies on the store's file system. Raises Exhausted or Unavailable."""
+        descriptor of it is left, and that it lies on the store's file system. It counts as local-only until `confirm_remote`.
+        Raises Exhausted or Unavailable."""
+
+    def confirm_remote(self, digests: Collection[Digest]) -> None:
+        """A remote was seen to have these blobs: those that are here may be evicted, they can be fetched. Raises Unavailable."""
 
     def missing(self, digests: Collection[Digest]) -> set[Digest]:
-        """Those of `digests` that are not here."""
+        """Those of `digests` that are not here. What is here is not evicted for as long as the store keeps what is unreferenced."""
 
     def flush(self) -> None:
         """Return when everything that is here outlives a power cut. Raises Exhausted or Unavailable. May take seconds."""

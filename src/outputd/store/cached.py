@@ -7,6 +7,7 @@ hashed. Bytes that do not match their digest are asked for once more, and never 
 from __future__ import annotations
 
 import asyncio
+import logging
 import os
 from collections import deque
 from collections.abc import AsyncGenerator, AsyncIterator, Collection, Iterator, Mapping, Sequence
@@ -21,6 +22,8 @@ from outputd.store.base import BlobWriter, LocalStore, RemoteBlobs
 from outputd.store.batches import batches
 from outputd.store.flight import Departure, Flight
 from outputd.store.waiting import in_thread
+
+_log = logging.getLogger(__name__)
 
 # A blob up to this size travels in a batch: one round trip for many, and in memory as a whole.
 _SMALL: Final = 256 << 10
@@ -136,12 +139,16 @@ class CachedStore:
         return await self._missing_here(await self.missing_remotely(digests))
 
     async def missing_remotely(self, digests: Collection[Digest]) -> set[Digest]:
-        return set(digests) if self._remote is None else await self._remote.find_missing(digests)
+        if self._remote is None:
+            return set(digests)
+        absent = await self._remote.find_missing(digests)
+        await self._confirm([digest for digest in digests if digest not in absent])
+        return absent
 
     async def write(self, digest: Digest, data: AsyncIterator[bytes]) -> None:
         """As BlobStore says. `data` is not read when the blob is here already."""
         if not self._local.has(digest):
-            await self._keep_stream(digest, data)
+            await self._keep_stream(digest, data, local_only=True)
         if self._remote is None:
             return
         try:
@@ -153,11 +160,12 @@ class CachedStore:
                 await self._remote.write(digest, partial(self._pieces, digest))
         except Corrupt as error:
             raise _not_the_bytes(error) from error
+        await self._confirm([digest])
 
     async def write_many(self, blobs: Mapping[Digest, bytes]) -> dict[Digest, OutputdError]:
         """As BlobStore says. The bytes of a blob that is here already are not looked at."""
         absent = await self._missing_here(blobs)
-        failures = await self._keep({digest: blobs[digest] for digest in absent})
+        failures = await self._keep({digest: blobs[digest] for digest in absent}, local_only=True)
         if self._remote is not None:
             kept = {digest: data for digest, data in blobs.items() if digest not in failures}
             try:
@@ -166,6 +174,7 @@ class CachedStore:
                 raise _not_the_bytes(error) from error
             for digest, failure in refused.items():
                 failures[digest] = _not_the_bytes(failure) if isinstance(failure, Corrupt) else failure
+            await self._confirm([digest for digest in kept if digest not in refused])
         return failures
 
     def _board(self, digest: Digest) -> Flight:
@@ -248,7 +257,9 @@ class CachedStore:
                 if last:
                     raise
 
-    async def _keep(self, blobs: Mapping[Digest, bytes | OutputdError]) -> dict[Digest, OutputdError]:
+    async def _keep(
+        self, blobs: Mapping[Digest, bytes | OutputdError], *, local_only: bool = False
+    ) -> dict[Digest, OutputdError]:
         """Put into the local store what came; the failures of all."""
 
         def put_all() -> dict[Digest, OutputdError]:
@@ -258,7 +269,7 @@ class CachedStore:
                     if isinstance(data, OutputdError):
                         failures[digest] = data
                     else:
-                        self._local.put(digest, data)
+                        self._local.put(digest, data, local_only=local_only)
                 except OutputdError as error:
                     failures[digest] = error
             return failures
@@ -266,9 +277,11 @@ class CachedStore:
         few = len(blobs) <= _PUTS_HERE and sum(digest.size for digest in blobs) <= _BYTES_HERE
         return put_all() if few else await in_thread(put_all)
 
-    async def _keep_stream(self, digest: Digest, data: AsyncIterator[bytes]) -> None:
+    async def _keep_stream(
+        self, digest: Digest, data: AsyncIterator[bytes], *, local_only: bool = False
+    ) -> None:
         """Put into the local store what comes, while it comes."""
-        with self._local.writer(digest) as writer:
+        with self._local.writer(digest, local_only=local_only) as writer:
             pieces: list[bytes] = []
             size = 0
             async for piece in data:
@@ -302,6 +315,16 @@ class CachedStore:
         if digest.size <= _BYTES_HERE:
             return self._local.read(digest)
         return await in_thread(self._local.read, digest)
+
+    async def _confirm(self, digests: Sequence[Digest]) -> None:
+        """The remote has these. That a mark cannot be set is no reason to fail: the blob is then kept for longer."""
+        try:
+            if len(digests) <= _LOOKUPS_HERE:
+                self._local.confirm_remote(digests)
+            else:
+                await in_thread(self._local.confirm_remote, digests)
+        except Unavailable as error:
+            _log.warning("a blob stays marked as only here: %s", error)
 
     async def _missing_here(self, digests: Collection[Digest]) -> set[Digest]:
         if len(digests) <= _LOOKUPS_HERE:

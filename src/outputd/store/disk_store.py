@@ -1,96 +1,107 @@
 """The local content-addressed store: one file a blob on a local disk; never goes to the network, never awaits.
 
-Layout below the root, which one daemon owns:
-
-    blobs/<function>/<two hex digits>/<the other digits>    the blobs, mode 0444, whole and verified before they get this name
-                                                            a sticky one (01444) was made here, and may be nowhere else
-    tmp/<one directory a process>/                          blobs on their way in; swept when their process is gone
-    private/                                                files local actions write, taken over by `adopt`; not touched here
-    damaged/                                                what was found under a blob's name with another size
-    empty                                                   stands for the empty blob
-
-A blob is found again by its name alone, so there is nothing to load at start. A blob gets its name by rename without being
-synced first: after a power cut the file may be shorter than it was (the size then shows it, and the remote has it), but it
-cannot hold other bytes of the right size, for the journalling file systems write data before they write the size. Who
+A blob is found again by its name alone (layout.py), so there is nothing to load at start, and what else is known of it lies in
+its inode: the bit LOCAL_ONLY of its mode says that no remote is known to have it, its atime when it was last used. A blob gets its
+name by rename without being synced first; what a power cut may have damaged is hashed before it is served (doubt.py). Who
 promises more calls `flush`.
 """
 
 from __future__ import annotations
 
 import errno
-import fcntl
-import itertools
+import logging
 import os
-import secrets
-import stat
+import random
 import threading
-from collections.abc import Collection, Iterator
+import time
+from collections.abc import Callable, Collection, Iterator
 from typing import Final
 
-from outputd.digest import Digest, DigestFunction, empty_digest
+from outputd.digest import Digest, empty_digest
 from outputd.disk.atomic import make_directories
 from outputd.disk.disk import Disk
-from outputd.errors import Corrupt, Exhausted, OutputdError, Unavailable
+from outputd.errors import Exhausted, OutputdError, Unavailable
 from outputd.store.base import Usage
+from outputd.store.disk_writer import DiskWriter
+from outputd.store.doubt import Doubt
+from outputd.store.layout import BLOB_MODE, LOCAL_ONLY, Found, Layout
+from outputd.store.room import Relief, is_full, who_holds_it
+from outputd.store.tally import Entry, Tally
+from outputd.store.temporaries import Temporaries
 
-_NO_ROOM: Final = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG})
+_log = logging.getLogger(__name__)
+
 _NO_SIZE: Final = bytes(8)
-_ONLY_HERE: Final = stat.S_ISVTX
-"""Bit in the mode of a blob that was made here and is not known to be anywhere else. It means nothing to Linux on a plain file."""
+_GROWTH: Final = 64 << 20
+"""Bytes of arrivals after which somebody looks whether there is room left, on a large disk."""
+_USE_STEP: Final = 3600.0
+"""Seconds by which the time of the last use may lag: each note of it is a write to the inode."""
 
 
 class DiskStore:
     """A LocalStore on a local file system. Safe for any number of threads and processes."""
 
-    def __init__(self, root: str, disk: Disk) -> None:
-        """Make the layout where it is missing and sweep what dead processes left. Raises Exhausted or Unavailable."""
-        self._root = os.path.abspath(root)
+    def __init__(
+        self, root: str, disk: Disk, *, grace: float = 3 * _USE_STEP, boot: str | None = None
+    ) -> None:
+        """Make the layout where it is missing and sweep what dead processes left.
+
+        `grace`: seconds for which a blob that only we have is kept after its last use, referenced or not. `boot` stands for the
+        kernel's boot id, in hex. Raises Precondition when the store is not ours or of a newer format, Exhausted or Unavailable.
+        """
+        self.layout: Final = Layout(root)
         self._disk = disk
-        # By function number. A digest's path is made on every open of a file: two slices and one join.
-        self._prefix = [""] + [f"{self._root}/blobs/{function.lower}/" for function in DigestFunction]
-        self._empty = f"{self._root}/empty"
-        self._damaged = f"{self._root}/damaged"
-        self.private: Final = f"{self._root}/private"
+        self.grace: Final = grace
+        self._use_step = min(_USE_STEP, grace / 3)
+        self.private: Final = self.layout.private
         """Directory for files that become blobs by `adopt`; on the same file system, so that a rename is enough."""
-        self._names = itertools.count()
-        self._lock = threading.Lock()
-        """Guards the fields below."""
-        self._blobs = -1
-        self._blob_bytes = -1
+        self._lock = threading.RLock()
+        """Held while a blob gets its name, loses it, or is kept from losing it."""
+        self.tally: Final = Tally(self._lock)
+        self._flushing = threading.Lock()
         self._unsynced = True
-        """Something has arrived since the last `flush`, or may have."""
-        self._arrivals: dict[str, int] | None = None
-        """Path and size of the blobs that came while somebody counts; None when nobody does."""
+        """Blobs came since the last flush, or may have: nobody knows what the last run left unsynced."""
         try:
-            for name in ("blobs", "tmp", "private", "damaged"):
-                make_directories(disk, f"{self._root}/{name}")
-            os.close(disk.open(self._empty, os.O_RDONLY | os.O_CREAT, 0o444))
-            self._sweep()
-            self._tmp, self._claim = self._claim_directory()
+            fresh = not os.path.lexists(f"{self.layout.root}/blobs")
+            self.layout.prepare(disk)
+            self._temporaries = Temporaries(self.layout.tmp, disk)
+            self._doubt = Doubt(self.layout.synced, disk, fresh=fresh, boot=boot)
+            self.relief: Final = Relief(self._growth_step())
         except OSError as error:
-            raise self.failed(error, "prepare the store", self._root) from error
+            raise self.failed(error, "prepare the store", self.layout.root) from error
 
     def close(self) -> None:
-        """Give up the directory for temporaries. No blob may be on its way in."""
+        """Sync, and give up the directory for temporaries. No blob may be on its way in. Raises Exhausted or Unavailable."""
         try:
-            self._disk.remove_directory(self._tmp)
-        except OSError:
-            pass  # Not empty, or the disk is gone: the next start sweeps it.
-        os.close(self._claim)
+            self.flush()
+            self._doubt.closed()
+        except OSError as error:
+            raise self.failed(error, "close the store", self.layout.root) from error
+        finally:
+            self._temporaries.close()
+
+    # LocalStore
 
     def has(self, digest: Digest) -> bool:
+        path = self.layout.path(digest)
         try:
-            found = os.stat(self._path(digest)).st_size
+            found = os.stat(path)
         except FileNotFoundError:
             return _is_empty_blob(digest)
         except OSError as error:
-            raise self.failed(error, "look up", self._path(digest)) from error
+            raise self.failed(error, "look up", path) from error
         # A file of another size may well be the true blob, and the size asked for the lie. It is absent for the one who
         # asks and stays where it is; the true blob displaces a damaged one when it arrives.
-        return found == digest.size
+        if found.st_size != digest.size:
+            return False
+        if found.st_ctime_ns > self._doubt.trusted_until and not self._verify(digest):
+            return False
+        if found.st_mode & LOCAL_ONLY and time.time() - found.st_atime > self._use_step:
+            return self._keep(path)
+        return True
 
     def open(self, digest: Digest) -> int | None:
-        path = self._path(digest)
+        path = self.layout.path(digest)
         try:
             fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
         except FileNotFoundError:
@@ -99,10 +110,15 @@ class DiskStore:
             return self._open_empty()
         except OSError as error:
             raise self.failed(error, "open", path) from error
-        if os.fstat(fd).st_size == digest.size:
-            return fd
-        os.close(fd)
-        return None
+        found = os.fstat(fd)
+        if found.st_size != digest.size or (
+            found.st_ctime_ns > self._doubt.trusted_until and not self._verify(digest)
+        ):
+            os.close(fd)
+            return None
+        if time.time() - found.st_atime > self._use_step:
+            _note_use(fd, found)
+        return fd
 
     def read(self, digest: Digest) -> bytes | None:
         fd = self.open(digest)
@@ -115,7 +131,7 @@ class DiskStore:
                 pieces.append(piece)
                 left -= len(piece)
         except OSError as error:
-            raise self.failed(error, "read", self._path(digest)) from error
+            raise self.failed(error, "read", self.layout.path(digest)) from error
         finally:
             os.close(fd)
         return b"".join(pieces) if left == 0 else None
@@ -128,227 +144,283 @@ class DiskStore:
         found: set[Digest] = set()
         for digest in digests:
             try:
-                if os.stat(self._path(digest)).st_mode & _ONLY_HERE:
+                if os.stat(self.layout.path(digest)).st_mode & LOCAL_ONLY:
                     found.add(digest)
             except FileNotFoundError:
                 continue
             except OSError as error:
-                raise self.failed(error, "look up", self._path(digest)) from error
+                raise self.failed(error, "look up", self.layout.path(digest)) from error
         return found
 
-    def put(self, digest: Digest, data: bytes) -> None:
-        with self.writer(digest) as writer:
+    def put(self, digest: Digest, data: bytes, *, local_only: bool = False) -> None:
+        with self.writer(digest, local_only=local_only) as writer:
             writer.write(data)
             writer.commit()
 
-    def writer(self, digest: Digest) -> DiskWriter:
-        return DiskWriter(self, self._disk, digest, f"{self._tmp}/{next(self._names)}")
+    def writer(self, digest: Digest, *, local_only: bool = False) -> DiskWriter:
+        return DiskWriter(self, self._disk, digest, self._temporaries.new_path(), local_only=local_only)
 
     def adopt(self, path: str, digest: Digest) -> None:
         try:
-            self._disk.chmod(path, 0o444 | _ONLY_HERE)
-            self.publish(path, digest)
+            self._disk.chmod(path, BLOB_MODE | LOCAL_ONLY)
+            self.publish(path, digest, local_only=True)
         except OSError as error:
             raise self.failed(error, "take over", path) from error
 
-    def flush(self) -> None:
-        """Make every blob stored so far outlive a power cut. Raises Exhausted or Unavailable. May take seconds."""
-        if not self._unsynced:
+    def confirm_remote(self, digests: Collection[Digest]) -> None:
+        if self.tally.totals.local_only_blobs == 0:
             return
-        self._unsynced = False
-        try:
-            self._disk.sync_file_system(self._claim)
-        except OSError as error:
-            self._unsynced = True
-            raise self.failed(error, "sync the store", self._root) from error
+        for digest in digests:
+            path = self.layout.path(digest)
+            try:
+                if os.stat(path).st_mode & LOCAL_ONLY:
+                    with self._lock:
+                        self._disk.chmod(path, BLOB_MODE)
+                        self.tally.changed(path, Entry(digest.size, True), Entry(digest.size, False))
+            except FileNotFoundError:
+                continue
+            except OSError as error:
+                raise self.failed(error, "mark", path) from error
 
     def usage(self) -> Usage:
         try:
-            room = os.statvfs(self._root)
+            room = os.statvfs(self.layout.root)
         except OSError as error:
-            raise self.failed(error, "measure the store", self._root) from error
-        with self._lock:
-            blobs, blob_bytes = self._blobs, self._blob_bytes
+            raise self.failed(error, "measure the store", self.layout.root) from error
         return Usage(
-            total=room.f_blocks * room.f_frsize,
-            free=room.f_bfree * room.f_frsize,
-            available=room.f_bavail * room.f_frsize,
-            files=room.f_files,
-            files_free=room.f_ffree,
-            blobs=blobs,
-            blob_bytes=blob_bytes,
+            room.f_blocks * room.f_frsize,
+            room.f_bfree * room.f_frsize,
+            room.f_bavail * room.f_frsize,
+            room.f_files,
+            room.f_ffree,
+            *self.tally.totals,
         )
+
+    # what outlives a power cut
+
+    def flush(self) -> None:
+        """Make every blob stored so far outlive a power cut. Raises Exhausted or Unavailable. May take seconds."""
+        with self._flushing:
+            if not self._unsynced:
+                return
+            began = time.time_ns()
+            self._unsynced = False
+            try:
+                self._disk.sync_file_system(self._temporaries.claim)
+                self._doubt.synced(began)
+            except OSError as error:
+                self._unsynced = True
+                raise self.failed(error, "sync the store", self.layout.root) from error
+
+    def settle_doubt(self) -> int:
+        """Hash every blob that a power cut may have damaged; the number of those that were. For a thread: it may take long.
+
+        Raises Exhausted or Unavailable; then what is in doubt is still hashed before it is served.
+        """
+        if not self._doubt.pending:
+            return 0
+        damaged = 0
+        try:
+            for fan in self.layout.fans():
+                for found in self.layout.blobs(fan):
+                    if found.status.st_ctime_ns > self._doubt.trusted_until:
+                        damaged += not self._verify(found.digest)
+            # What was in doubt and is right lies in the page cache for sure, on the disk not yet.
+            self._unsynced = True
+            self.flush()
+            self._doubt.all_settled()
+        except OSError as error:
+            raise self.failed(error, "look through", self.layout.root) from error
+        return damaged
+
+    # counting and removing
 
     def count(self) -> None:
         """Walk the store once; from then on `usage` knows the number of blobs. For a thread: 100 000 blobs take a second.
 
         Exact whatever arrives meanwhile, but for the size of a damaged file that is displaced during the walk.
         """
-        with self._lock:
-            if self._arrivals is not None:
-                return  # Somebody is at it.
-            arrivals = self._arrivals = {}
         try:
-            blobs = blob_bytes = 0
-            for path in _fans(self._prefix[1:]):
-                with os.scandir(path) as entries:
-                    found = [(entry.path, entry.stat().st_size) for entry in entries]
-                # What arrives meanwhile is counted from its own list, whether the walk meets it or not.
-                with self._lock:
-                    sizes = [size for path, size in found if path not in arrivals]
-                blobs += len(sizes)
-                blob_bytes += sum(sizes)
-            with self._lock:
-                self._blobs = blobs + len(arrivals)
-                self._blob_bytes = blob_bytes + sum(arrivals.values())
-                self._arrivals = None
+            self.tally.count(
+                (
+                    fan,
+                    [
+                        (found.path, Entry(found.digest.size, found.local_only))
+                        for found in self.layout.blobs(fan)
+                    ],
+                )
+                for fan in self.layout.fans()
+            )
         except OSError as error:
-            with self._lock:
-                self._arrivals = None
-            raise self.failed(error, "count the blobs of", self._root) from error
+            raise self.failed(error, "count the blobs of", self.layout.root) from error
 
-    def _path(self, digest: Digest) -> str:
-        digits = digest[9:].hex()
-        return f"{self._prefix[digest[0]]}{digits[:2]}/{digits[2:]}"
-
-    def _open_empty(self) -> int:
+    def walk(
+        self, rest: Callable[[float], object] | None = None, *, shuffled: bool = False
+    ) -> Iterator[list[Found]]:
+        """All blobs, a directory at a time. `rest` is called after each with the seconds it took. Raises Unavailable."""
         try:
-            return os.open(self._empty, os.O_RDONLY | os.O_CLOEXEC)
+            fans = self.layout.fans()
+            if shuffled:
+                random.shuffle(fans)
+            for fan in fans:
+                began = time.monotonic()
+                yield list(self.layout.blobs(fan))
+                if rest is not None:
+                    rest(time.monotonic() - began)
         except OSError as error:
-            raise self.failed(error, "open the empty blob", self._empty) from error
+            raise self.failed(error, "look through", self.layout.root) from error
 
-    def failed(self, error: OSError, doing: str, path: str) -> OutputdError:
-        """What a failed system call means to whoever uses the store."""
-        reason = error.strerror or str(error)
-        if error.errno not in _NO_ROOM:
-            return Unavailable(f"cannot {doing} {path}: {reason}")
+    def evict(self, found: Found, unchanged_since: float) -> bool:
+        """Remove a blob, unless it was used, referenced anew, or replaced at or after a time (seconds since 1970), or it has become
+        one that only we have.
+
+        Who has it open keeps its bytes. Raises Unavailable.
+        """
         try:
-            room = os.statvfs(self._root)
-            left = f"{room.f_bavail * room.f_frsize} bytes and {room.f_favail} files are left"
-        except OSError:
-            left = "the room left is not known"
-        return Exhausted(
-            f"cannot {doing} {path}: {reason}; {left} on the file system of {self._root}; free some"
-        )
+            with self._lock:
+                # Whatever makes a blob needed anew moves its ctime: its arrival by rename, a use noted by utimensat. Under the
+                # lock, or somebody is told that it is here while it goes.
+                status = os.stat(found.path)
+                if status.st_ctime >= unchanged_since or status.st_mode != found.status.st_mode:
+                    return False
+                self._disk.unlink(found.path)
+                self.tally.changed(found.path, Entry(status.st_size, bool(status.st_mode & LOCAL_ONLY)), None)
+        except FileNotFoundError:
+            return False
+        except OSError as error:
+            raise self.failed(error, "evict", found.path) from error
+        return True
 
-    def create(self, path: str) -> int:
-        """A new file for a blob on its way in. Raises OSError."""
+    def is_here(self, digest: Digest) -> bool:
+        """As `has`, without counting as a use. What it says of a blob in doubt may be wrong."""
+        return os.path.lexists(self.layout.path(digest)) or _is_empty_blob(digest)
+
+    @property
+    def alone(self) -> bool:
+        """Whether no other process works on this store; another's trees are not ours to judge. Raises Unavailable."""
+        try:
+            return self._temporaries.alone
+        except OSError as error:
+            raise self.failed(error, "look for other users of", self.layout.root) from error
+
+    # DiskWriter's Home
+
+    def create(self, path: str, *, local_only: bool) -> int:
         # One at a time: threads that create files in one directory spin on the locks of the kernel. Six threads took 1.8 times
         # as long as one for the same files, and twice the CPU; with this lock 1.3 times (ext4, 20 000 files).
         with self._lock:
-            return self._disk.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o444)
+            return self._disk.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, _mode(local_only))
 
-    def publish(self, source: str, digest: Digest) -> None:
-        """Give a whole, verified, read-only file its blob's name. Raises OSError."""
-        path = self._path(digest)
+    def publish(self, source: str, digest: Digest, *, local_only: bool) -> None:
+        path = self.layout.path(digest)
         # One at a time, so that the blob is counted once, whoever else brings it.
         with self._lock:
             try:
-                before = os.stat(path).st_size
-                if before != digest.size:
-                    self._disk.rename(path, f"{self._damaged}/{digest.function.lower}-{digest.hash_hex}")
+                status = os.stat(path)
             except FileNotFoundError:
-                before = -1
-            try:
-                self._disk.rename(source, path)
-            except FileNotFoundError:
-                # The first blob of this function with these two digits.
-                make_directories(self._disk, os.path.dirname(path))
-                self._disk.rename(source, path)
+                before = None
+            else:
+                before = Entry(status.st_size, bool(status.st_mode & LOCAL_ONLY))
+                if before.size != digest.size:
+                    self._set_aside(path, digest)
+                elif local_only and not before.local_only:
+                    # It was fetched, or confirmed: the remote has it, whoever brings it now.
+                    self._disk.chmod(source, BLOB_MODE)
+                    local_only = False
+            self._rename_in(source, path)
             self._unsynced = True
-            if self._arrivals is not None:
-                if before < 0:
-                    self._arrivals[path] = digest.size
-            elif self._blobs >= 0:
-                self._blobs += before < 0
-                self._blob_bytes += digest.size - max(before, 0)
+            self._doubt.settle(digest)
+            self.tally.changed(path, before, Entry(digest.size, local_only))
+        self.relief.grew(digest.size)
 
-    def _claim_directory(self) -> tuple[str, int]:
-        """A directory for our temporaries, with a lock on it that shows others that we live. Raises OSError."""
-        while True:
-            path = f"{self._root}/tmp/{os.getpid()}-{secrets.token_hex(4)}"
-            self._disk.make_directory(path)
+    def make_room(self, size: int) -> bool:
+        """The disk is full, here or where private files lie: have something freed. Whether it is worth trying once more."""
+        return self.relief.ask(size, self._who_holds_the_room)
+
+    def failed(self, error: OSError, doing: str, path: str) -> OutputdError:
+        reason = error.strerror or str(error)
+        if not is_full(error) and error.errno != errno.EFBIG:
+            return Unavailable(f"cannot {doing} {path}: {reason}")
+        return Exhausted(f"cannot {doing} {path}: {reason}; {self._who_holds_the_room()}")
+
+    # within
+
+    def _who_holds_the_room(self) -> str:
+        return who_holds_it(self.layout.root, self.private, self.tally.totals)
+
+    def _growth_step(self) -> int:
+        """Bytes of arrivals between two looks at the room that is left. Raises OSError."""
+        room = os.statvfs(self.layout.root)
+        return min(_GROWTH, room.f_blocks * room.f_frsize >> 6)
+
+    def _rename_in(self, source: str, path: str) -> None:
+        try:
+            self._disk.rename(source, path)
+        except FileNotFoundError:
+            # The first blob of this function with these two digits.
+            make_directories(self._disk, os.path.dirname(path))
+            self._disk.rename(source, path)
+
+    def _keep(self, path: str) -> bool:
+        """Note the use of a blob that may be garbage by now; whether it is still here."""
+        with self._lock:
             try:
-                claim = self._disk.open(path, os.O_RDONLY | os.O_DIRECTORY)
+                os.utime(path)
             except FileNotFoundError:
-                continue  # Somebody sweeps, and took it for a dead one's.
-            fcntl.flock(claim, fcntl.LOCK_SH)
-            # Or it was swept between open and flock; then the lock is on a directory without a name.
-            if os.fstat(claim).st_nlink:
-                return path, claim
-            os.close(claim)
-
-    def _sweep(self) -> None:
-        """Remove the temporaries of processes that are gone; a lock tells, for a pid may be somebody else's by now."""
-        for name in self._disk.list(f"{self._root}/tmp"):
-            path = f"{self._root}/tmp/{name}"
-            try:
-                claim = self._disk.open(path, os.O_RDONLY | os.O_DIRECTORY)
-            except (FileNotFoundError, NotADirectoryError):
-                continue  # Swept by another process at this moment, or not ours.
-            try:
-                fcntl.flock(claim, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                for left in self._disk.list(path):
-                    self._disk.unlink(f"{path}/{left}")
-                self._disk.remove_directory(path)
-            except (BlockingIOError, FileNotFoundError):
-                pass  # Its process lives, or another one sweeps it too.
-            finally:
-                os.close(claim)
-
-
-class DiskWriter:
-    """One blob on its way into a DiskStore. For one thread at a time."""
-
-    __slots__ = ("_digest", "_disk", "_fd", "_hasher", "_path", "_size", "_store")
-
-    def __init__(self, store: DiskStore, disk: Disk, digest: Digest, path: str) -> None:
-        self._store = store
-        self._disk = disk
-        self._digest = digest
-        self._path = path
-        self._hasher = digest.function.hasher()
-        self._size = 0
-        try:
-            self._fd = store.create(path)
-        except OSError as error:
-            raise self._store.failed(error, f"store blob {digest} in", path) from error
-
-    def write(self, data: bytes | memoryview) -> None:
-        """Append. Raises Corrupt as soon as there are more bytes than the digest says, Exhausted when the disk is full."""
-        self._size += len(data)
-        if self._size > self._digest.size:
-            raise Corrupt(
-                f"blob {self._digest}: got {self._size} bytes or more; the digest says {self._digest.size}"
-            )
-        self._hasher.update(data)
-        try:
-            self._disk.write(self._fd, data)
-        except OSError as error:
-            raise self._store.failed(error, f"store blob {self._digest} in", self._path) from error
-
-    def commit(self) -> None:
-        digest = self._digest
-        if self._size != digest.size:
-            raise Corrupt(f"blob {digest}: got {self._size} bytes; the digest says {digest.size}")
-        if (found := self._hasher.digest()) != digest.hash:
-            raise Corrupt(f"blob {digest}: the bytes have the {digest.function.name} hash {found.hex()}")
-        try:
-            self._store.publish(self._path, digest)
-        except OSError as error:
-            raise self._store.failed(error, f"store blob {digest} in", self._path) from error
-        self._path = ""
-
-    def __enter__(self) -> DiskWriter:
-        return self
-
-    def __exit__(self, *exc: object) -> None:
-        os.close(self._fd)
-        if self._path:
-            try:
-                self._disk.unlink(self._path)
+                return False
             except OSError:
-                pass  # It must not hide why we are here; the sweep at the next start finds it.
+                pass  # A disk that takes no writes loses no blobs either.
+        return True
+
+    def _verify(self, digest: Digest) -> bool:
+        """Whether a blob in doubt has the bytes that its digest says, hashing it if nobody has; else it is set aside."""
+        if self._doubt.settled(digest):
+            return True
+        path = self.layout.path(digest)
+        try:
+            fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+            try:
+                right = Digest.of_descriptor(digest.function, fd) == digest
+                status = os.fstat(fd)
+            finally:
+                os.close(fd)
+            if right:
+                self._doubt.settle(digest)
+                return True
+            with self._lock:
+                if os.stat(path).st_ino != status.st_ino:
+                    return True  # The true blob came meanwhile.
+                self._set_aside(path, digest)
+                self.tally.changed(path, Entry(status.st_size, bool(status.st_mode & LOCAL_ONLY)), None)
+        except FileNotFoundError:
+            return False
+        except OSError as error:
+            raise self.failed(error, "verify", path) from error
+        _log.error(
+            "blob %s was damaged by a power cut: it was set aside into %s", digest, self.layout.damaged
+        )
+        return False
+
+    def _set_aside(self, path: str, digest: Digest) -> None:
+        self._disk.rename(path, f"{self.layout.damaged}/{digest.function.lower}-{digest.hash_hex}")
+
+    def _open_empty(self) -> int:
+        try:
+            return os.open(self.layout.empty, os.O_RDONLY | os.O_CLOEXEC)
+        except OSError as error:
+            raise self.failed(error, "open the empty blob", self.layout.empty) from error
+
+
+def _mode(local_only: bool) -> int:
+    return BLOB_MODE | LOCAL_ONLY if local_only else BLOB_MODE
+
+
+def _note_use(fd: int, found: os.stat_result) -> None:
+    # Directly and not by Disk: nobody is promised that it outlives a crash.
+    try:
+        os.utime(fd, ns=(time.time_ns(), found.st_mtime_ns))
+    except OSError:
+        pass  # A disk that takes no writes evicts nothing either.
 
 
 def _is_empty_blob(digest: Digest) -> bool:
@@ -356,14 +428,3 @@ def _is_empty_blob(digest: Digest) -> bool:
         return False
     function = digest.function
     return function.supported and digest == empty_digest(function)
-
-
-def _fans(tops: list[str]) -> Iterator[str]:
-    """The directories that hold blobs."""
-    for top in tops:
-        try:
-            names = os.listdir(top)
-        except FileNotFoundError:
-            continue  # No blob of this function ever came.
-        for name in names:
-            yield top + name

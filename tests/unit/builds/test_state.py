@@ -302,3 +302,11 @@ def test_a_directory_that_cannot_be_made_is_an_error_of_ours(tmp_path: Path) -> 
     (tmp_path / "file").write_bytes(b"")
     with pytest.raises(Unavailable, match=r"state directory .*file: "):
         _state(tmp_path / "file")
+
+
+def test_the_state_of_somebody_else_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "state").mkdir()
+    monkeypatch.setattr(os, "geteuid", lambda: os.stat(tmp_path).st_uid + 1)
+    with pytest.raises(Precondition, match=r"belongs to uid \d+, and this is uid \d+; `chown -R` it"):
+        State(str(tmp_path / "state"), RealDisk())
+    assert os.listdir(tmp_path / "state") == []

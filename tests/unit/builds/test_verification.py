@@ -82,7 +82,7 @@ def test_content_is_hashed_when_asked_for(tmp_path: Path, monkeypatch: pytest.Mo
             both = await four_kinds(w)
             made = Digest.of(SHA256, b"made here")
             for digest in (both, made):
-                path = w.store._path(digest)
+                path = w.store.layout.path(digest)
                 os.chmod(path, 0o644)
                 Path(path).write_bytes(bytes(digest.size))
             assert counts(await verified(w))["both"] == (1, 14)

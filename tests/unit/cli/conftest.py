@@ -13,6 +13,8 @@ import grpc
 import pytest
 
 from outputd._proto.admin_pb2 import (
+    CollectGarbageRequest,
+    CollectGarbageResponse,
     GetStatusRequest,
     GetStatusResponse,
     ListOperationsRequest,
@@ -71,38 +73,46 @@ def operations(tmp_path: Path) -> Iterator[Operations]:
     method = grpc.unary_unary_rpc_method_handler(
         served.answer, ListOperationsRequest.FromString, ListOperationsResponse.SerializeToString
     )
-    _serve(server, tmp_path, "ListOperations", method)
+    _serve(server, tmp_path, {"ListOperations": method})
     yield served
     server.stop(None).wait()
 
 
-def _serve(server: grpc.Server, home: Path, name: str, method: grpc.RpcMethodHandler[Any, Any]) -> None:
-    handler = grpc.method_handlers_generic_handler("outputd.v1.Admin", {name: method})
+def _serve(server: grpc.Server, home: Path, methods: dict[str, grpc.RpcMethodHandler[Any, Any]]) -> None:
+    handler = grpc.method_handlers_generic_handler("outputd.v1.Admin", methods)
     server.add_generic_rpc_handlers((handler,))
     server.add_insecure_port(f"unix:{home}/outputd.sock")
     server.start()
 
 
 Answer = Callable[[GetStatusRequest, grpc.ServicerContext], GetStatusResponse]
+Collect = Callable[[CollectGarbageRequest], Iterator[CollectGarbageResponse]]
 
 
 @pytest.fixture
-def serve_admin(tmp_path: Path) -> Iterator[Callable[[Answer], None]]:
-    """Serves the given answer at the usual socket of `outputd`'s home."""
+def serve_admin(tmp_path: Path) -> Iterator[Callable[..., None]]:
+    """Serves the given answer at the usual socket of `outputd`'s home, and what `outputd gc` asks for."""
     server = grpc.server(ThreadPoolExecutor(2))
 
-    def serve(answer: Answer) -> None:
+    def serve(answer: Answer, collect: Collect | None = None) -> None:
         method = grpc.unary_unary_rpc_method_handler(
             answer, GetStatusRequest.FromString, GetStatusResponse.SerializeToString
         )
-        _serve(server, tmp_path, "GetStatus", method)
+        methods: dict[str, grpc.RpcMethodHandler[Any, Any]] = {"GetStatus": method}
+        if collect is not None:
+            methods["CollectGarbage"] = grpc.unary_stream_rpc_method_handler(
+                lambda request, context: collect(request),
+                CollectGarbageRequest.FromString,
+                CollectGarbageResponse.SerializeToString,
+            )
+        _serve(server, tmp_path, methods)
 
     yield serve
     server.stop(None).wait()
 
 
 @pytest.fixture
-def daemon(serve_admin: Callable[[Answer], None]) -> GetStatusResponse:
+def daemon(serve_admin: Callable[..., None]) -> GetStatusResponse:
     """A running daemon; what it answers may still be changed."""
     status = GetStatusResponse(version="9.9", pid=321, listen_addresses=["unix:/s", "127.0.0.1:1"])
     status.uptime.FromSeconds(3725)

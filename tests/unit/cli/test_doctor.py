@@ -162,7 +162,7 @@ class TestDirectories:
             ("cache", "fail")
         ]
         foreign = directories.store_directory("cache", str(tmp_path), "--cache-dir", uid + 1)
-        assert verdicts(foreign)[0] == ("cache", "warn")
+        assert verdicts(foreign)[0] == ("cache", "fail")
 
     @pytest.mark.parametrize(
         ("free", "inodes", "verdict"), [(1, 10**9, "fail"), (1 << 30, 10**9, "warn"), (1 << 40, 5, "warn")]

@@ -35,10 +35,13 @@ class FakeLocal:
             file.flush()
             return os.dup(file.fileno())
 
-    def put(self, digest: Digest, data: bytes) -> None:
+    def put(self, digest: Digest, data: bytes, *, local_only: bool = False) -> None:
         raise NotImplementedError
 
-    def writer(self, digest: Digest) -> BlobWriter:
+    def writer(self, digest: Digest, *, local_only: bool = False) -> BlobWriter:
+        raise NotImplementedError
+
+    def confirm_remote(self, digests: Collection[Digest]) -> None:
         raise NotImplementedError
 
     def adopt(self, path: str, digest: Digest) -> None:

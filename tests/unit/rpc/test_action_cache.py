@@ -1,6 +1,6 @@
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 
 import pytest
 import uvloop
@@ -8,11 +8,12 @@ import uvloop
 from outputd._proto import remote_execution_pb2 as reapi
 from outputd.digest import Digest, empty_digest
 from outputd.errors import Denied, Exhausted, Invalid, NotFound, Unavailable
-from outputd.rpc.action_cache import ActionCache
+from outputd.rpc.action_cache import ActionCache, ReferencedResults
 from outputd.rpc.client import Stub
 from outputd.rpc.digests import digest_message
 from outputd.rpc.limits import MESSAGE_LIMIT
 from outputd.rpc.services import service_handler
+from outputd.store.marks import Marks
 from tests.unit.rpc.fakes import SHA256, FakeStore
 from tests.unit.rpc.loopback import served
 
@@ -232,3 +233,54 @@ def test_updates_may_be_disabled() -> None:
             await update(stub, file_result(GONE))
 
     with_cache(FakeStore(), use, update_enabled=False)
+
+
+class Kept:
+    """Results as the state keeps them, two at a time."""
+
+    def __init__(self, results: dict[bytes, reapi.ActionResult]) -> None:
+        self.rows = {Digest.of(SHA256, name): result.SerializeToString() for name, result in results.items()}
+
+    def results(self, after: tuple[str, bytes]) -> list[tuple[str, Digest, bytes]]:
+        return [("", action, self.rows[action]) for action in sorted(self.rows) if action > after[1]][:2]
+
+    async def drop_results(self, results: Sequence[tuple[str, Digest, bytes]]) -> None:
+        for _, action, result in results:
+            assert self.rows.pop(action) == result
+
+
+def test_what_results_name_is_marked_and_useless_ones_are_dropped() -> None:
+    store = FakeStore()
+    file, inner, lost = (store.add(data) for data in (b"file", b"inner", b"lost"))
+    below = store.add(directory([inner], []))
+    tree_message = reapi.Tree()
+    tree_message.root.ParseFromString(directory([inner], []))
+    tree = store.add(tree_message.SerializeToString())
+    in_tree, in_directory = reapi.ActionResult(), reapi.ActionResult()
+    in_tree.output_directories.add(path="t", tree_digest=digest_message(tree))
+    in_directory.output_directories.add(path="d", root_directory_digest=digest_message(below))
+    kept = Kept(
+        {
+            b"plain": file_result(file),
+            b"tree": in_tree,
+            b"directory": in_directory,
+            b"gone": file_result(GONE),
+            b"partly": file_result(lost),
+            b"nothing": reapi.ActionResult(),
+        }
+    )
+    marks = Marks()
+    del store.blobs[lost]
+    uvloop.run(ReferencedResults(kept, store).mark(marks, store.blobs.__contains__))
+    assert all(digest in marks for digest in (file, tree, below, inner))
+    assert GONE not in marks
+    assert set(kept.rows) == {
+        Digest.of(SHA256, name) for name in (b"plain", b"tree", b"directory", b"nothing")
+    }
+
+
+def test_a_result_that_is_no_message_is_dropped() -> None:
+    kept = Kept({})
+    kept.rows[ACTION] = b"\xff\xff"
+    uvloop.run(ReferencedResults(kept, FakeStore()).mark(Marks(), lambda _: True))
+    assert kept.rows == {}

@@ -1,7 +1,7 @@
 from __future__ import annotations
 
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from outputd.digest import Digest, DigestFunction
@@ -56,6 +56,7 @@ scraps = st.lists(st.one_of(words, st.sampled_from(["0", "12", "-1", "+1", "1_0"
 
 
 @given(st.one_of(scraps.map("/".join), st.text()))
+@example("blobs/gitsha1/blobs/blobs")
 def test_any_text_is_read_or_refused_in_our_words(text: str) -> None:
     for parse in (parse_blob_name, parse_upload_name):
         try:

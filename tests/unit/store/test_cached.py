@@ -290,7 +290,7 @@ class TestFailures:
             async with cached_world() as (fake, _, store):
                 digest = fake.add(data)
 
-                def broken(*_: object) -> None:
+                def broken(*_: object, **__: object) -> None:
                     raise AssertionError("a mistake of ours")
 
                 monkeypatch.setattr(DiskStore, "writer", broken)
@@ -462,6 +462,7 @@ def test_what_takes_long_is_not_done_on_the_loop(monkeypatch: pytest.MonkeyPatch
 
     async def test() -> None:
         async with cached_world() as (fake, _, store):
+            writes[True] = 0  # what the store writes of itself when it is opened
             large = fake.add(LARGE)
             many = [fake.add(b"%d" % number * 1000) for number in range(100)]
             assert await store.fetch_many([large, *many]) == {}

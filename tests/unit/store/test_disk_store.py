@@ -8,6 +8,7 @@ import os
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Iterator
 from contextlib import AbstractContextManager
 from pathlib import Path
@@ -16,7 +17,7 @@ import pytest
 
 from outputd.digest import Digest, DigestFunction
 from outputd.disk.disk import RealDisk
-from outputd.errors import Exhausted, Unavailable
+from outputd.errors import Exhausted, Precondition, Unavailable
 from outputd.store.disk_store import DiskStore
 from tests.unit.store.conformance import check_local_store
 
@@ -180,6 +181,7 @@ def test_a_broken_disk_is_unavailable(tmp_path: Path) -> None:
     disk.armed = True
     with pytest.raises(Unavailable, match="Input/output error"):
         store.put(ONE, b"one")
+    disk.armed = False
     store.close()
 
 
@@ -243,3 +245,101 @@ def test_counting_while_blobs_arrive_counts_each_once(
     arrived.set()
     counter.join()
     assert (store.usage().blobs, store.usage().blob_bytes) == (300, 1200)
+
+
+def mode(tmp_path: Path, digest: Digest) -> int:
+    return blob_path(tmp_path, digest).stat().st_mode & 0o7777
+
+
+def test_what_only_we_have_is_marked_until_a_remote_has_it(store: DiskStore, tmp_path: Path) -> None:
+    two = Digest.of(DigestFunction.SHA256, b"two")
+    with store.writer(ONE, local_only=True) as writer:
+        writer.write(b"one")
+        writer.commit()
+    Path(store.private, "2").write_bytes(b"two")
+    store.adopt(f"{store.private}/2", two)
+    assert (mode(tmp_path, ONE), mode(tmp_path, two)) == (0o1444, 0o1444)
+    store.count()
+    assert (store.usage().local_only_blobs, store.usage().local_only_bytes) == (2, 6)
+    store.confirm_remote([ONE, Digest.of(DigestFunction.SHA256, b"not here")])
+    assert (mode(tmp_path, ONE), mode(tmp_path, two)) == (0o444, 0o1444)
+    assert (store.usage().local_only_blobs, store.usage().local_only_bytes) == (1, 3)
+    # Made here once more: the remote still has it.
+    Path(store.private, "1").write_bytes(b"one")
+    store.adopt(f"{store.private}/1", ONE)
+    assert mode(tmp_path, ONE) == 0o444
+    # Fetched: so the remote has it.
+    store.put(two, b"two")
+    assert mode(tmp_path, two) == 0o444
+    assert store.usage().local_only_blobs == 0
+    assert store.usage().blobs == 2
+
+
+@pytest.mark.parametrize(("hours", "noted"), [(2, True), (0.5, False)])
+def test_use_is_noted_once_an_hour(store: DiskStore, tmp_path: Path, hours: float, noted: bool) -> None:
+    store.put(ONE, b"one")
+    path = blob_path(tmp_path, ONE)
+    before = time.time() - hours * 3600
+    # A mount with relatime updates the atime of what is read by itself where it is older than the mtime.
+    os.utime(path, (before, before - 1))
+    fd = store.open(ONE)
+    assert fd is not None
+    os.close(fd)
+    assert (path.stat().st_atime > before + 1) is noted
+    assert path.stat().st_mtime == pytest.approx(before - 1)
+
+
+def test_to_be_told_that_a_blob_is_here_keeps_it_where_only_we_have_it(
+    store: DiskStore, tmp_path: Path
+) -> None:
+    two = Digest.of(DigestFunction.SHA256, b"two")
+    store.put(ONE, b"one")
+    with store.writer(two, local_only=True) as writer:
+        writer.write(b"two")
+        writer.commit()
+    for digest in (ONE, two):
+        os.utime(blob_path(tmp_path, digest), (1e9, 1e9))
+    assert store.missing([ONE, two]) == set()
+    assert blob_path(tmp_path, ONE).stat().st_atime == 1e9
+    assert blob_path(tmp_path, two).stat().st_atime > time.time() - 60
+
+
+def test_a_newer_format_is_refused_and_left_alone(tmp_path: Path) -> None:
+    DiskStore(str(tmp_path / "cas"), RealDisk()).close()
+    (tmp_path / "cas" / "format").write_text("2\n")
+    with pytest.raises(Precondition, match=r"has format '2', and this outputd reads 1"):
+        DiskStore(str(tmp_path / "cas"), RealDisk())
+    assert (tmp_path / "cas" / "format").read_text() == "2\n"
+
+
+def test_the_store_of_somebody_else_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "cas").mkdir()
+    monkeypatch.setattr(os, "geteuid", lambda: os.stat(tmp_path).st_uid + 1)
+    with pytest.raises(Precondition, match=r"cas: belongs to uid \d+, and this is uid \d+"):
+        DiskStore(str(tmp_path / "cas"), RealDisk())
+    assert os.listdir(tmp_path / "cas") == []
+
+
+def test_another_process_on_the_same_store_is_noticed(store: DiskStore, tmp_path: Path) -> None:
+    alone = [store.alone]
+    other = DiskStore(str(tmp_path / "cas"), RealDisk())
+    alone.append(store.alone)
+    other.close()
+    alone.append(store.alone)
+    assert alone == [True, False, True]
+
+
+def test_a_full_disk_says_who_holds_it(tmp_path: Path) -> None:
+    disk = FaultyDisk("write", errno.ENOSPC)
+    store = DiskStore(str(tmp_path / "cas"), disk)
+    store.put(ONE, b"one")
+    store.count()
+    disk.armed = True
+    with pytest.raises(
+        Exhausted,
+        match=r"the store holds 3 bytes that can be fetched again and 0 bytes that are only here, open local files 0 bytes"
+        r".*outputd gc --dry-run",
+    ):
+        store.put(Digest.of(DigestFunction.SHA256, b"two"), b"two")
+    disk.armed = False
+    store.close()

@@ -92,9 +92,8 @@ def store_directory(check: str, path: str, flag: str, uid: int) -> Iterator[Find
         )
         return
     if where == path and found.st_uid != uid:
-        # Files of another owner in it would fail one by one, later.
-        reason = f"{path} belongs to uid {found.st_uid}, and this is uid {uid}"
-        yield warned(check, reason, f"chown -R {uid} {path}, or choose another one with {flag}")
+        reason = f"{path} belongs to uid {found.st_uid}, and this is uid {uid}: `outputd serve` refuses it"
+        yield failed(check, reason, f"chown -R {uid} {path}, or choose another one with {flag}")
     else:
         yield passed(check, path if where == path else f"{path} does not exist yet; `outputd serve` makes it")
     yield from _room(check, where, flag)
@@ -103,7 +102,7 @@ def store_directory(check: str, path: str, flag: str, uid: int) -> Iterator[Find
 def _room(check: str, path: str, flag: str) -> Iterator[Finding]:
     room = os.statvfs(path)
     free, inodes = room.f_bavail * room.f_frsize, room.f_favail
-    fix = f"free some, or choose a directory on a larger disk with {flag}"
+    fix = f"see what could go: outputd gc --dry-run; or choose a directory on a larger disk with {flag}"
     reason = f"{show_bytes(free)} free at {path}"
     if free < _NO_ROOM:
         yield failed(f"{check} room", reason, fix)

@@ -8,7 +8,8 @@ import stat
 import time
 from collections.abc import Awaitable, Callable
 
-from outputd.drive.content import Content, NotLocal, OpenFile, disk_error
+from outputd.drive.content import Content, NotLocal, OpenFile
+from outputd.drive.disk_error import disk_error
 from outputd.front.fuse.answers import Answers
 from outputd.front.fuse.passthrough import Passthrough
 from outputd.store.waiting import in_thread
