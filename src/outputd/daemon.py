@@ -66,6 +66,7 @@ from outputd.store.cached import CachedStore
 from outputd.store.disk_store import DiskStore
 from outputd.store.elsewhere import Elsewhere
 from outputd.store.limits import Limits
+from outputd.store.partials import Partials
 from outputd.store.remote.client import RemoteStore
 from outputd.tree.tree import Tree
 from outputd.wire.fuse_abi import Opcode
@@ -141,7 +142,11 @@ async def _run(config: Config, stop: asyncio.Event) -> None:
                 config.remote.url, config.remote.instance_name, remote_options(config.remote)
             )
             rooms.push_async_callback(remote.close)
-        store = await rooms.enter_async_context(CachedStore(local, remote))
+        partials: Partials | None = None
+        if config.outputs.verify == "when-complete":
+            partials = Partials(f"{config.cache.dir}/partial", disk)
+            local.relief.offer(partials.relieve)
+        store = await rooms.enter_async_context(CachedStore(local, remote, partials))
 
         leases = Leases(config.cache.dir, _remote_identity(config), disk)
         rooms.push_async_callback(leases.close)

@@ -295,6 +295,15 @@ class Outputs:
             "How long a reader waits for bytes that are not here yet before the read fails (ETIMEDOUT); a later read tries anew.",
         ),
     ]
+    verify: Annotated[
+        str,
+        Key(
+            Choice(("when-complete", "whole-blob")),
+            "when-complete",
+            "`when-complete`: of blobs from 4 MiB on only what is read is fetched, and verified once all of it is here. "
+            "`whole-blob`: nobody sees a byte of a blob before all of it was fetched and verified.",
+        ),
+    ]
     lease_seconds: Annotated[
         float,
         Key(

@@ -17,6 +17,7 @@ from outputd.digest import Digest
 from outputd.disk.disk import Disk
 from outputd.drive.disk_error import disk_error
 from outputd.drive.flights import Flights
+from outputd.drive.open_file import Frozen, NotLocal, OpenFile, TooLong
 from outputd.errors import NotFound, OutputdError, TimedOut
 from outputd.store.base import BlobStore
 from outputd.store.room import is_full
@@ -35,55 +36,6 @@ _SAME_READ: Final = 1.0
 for the same read(2) (filemap_read, filemap_read_folio), and the reader would wait, and all be fetched, twice."""
 _INLINE_COPY: Final = 256 << 10
 """Bytes up to which copy-out does not go to a thread."""
-
-
-class NotLocal(Exception):
-    """The operation needs bytes that are not on the local disk, or not writable there. Nothing was changed."""
-
-    def __init__(self, file: File, *, writable: bool) -> None:
-        super().__init__(file)
-        self.file = file
-        self.writable = writable
-
-
-class Frozen(Exception):
-    """The operation would change a blob that the kernel itself reads for an open handle: the file needs another node first.
-
-    Nothing was changed. `Tree.renew` gives its names to a new node; who holds the old one keeps the old bytes, as on overlayfs.
-    """
-
-    def __init__(self, file: File) -> None:
-        super().__init__(file)
-        self.file = file
-
-
-class TooLong(Exception):
-    """The operation would take long: a file is to be cut to `size` bytes first, in a thread. Nothing was changed."""
-
-    def __init__(self, file: File, size: int) -> None:
-        super().__init__(file)
-        self.file = file
-        self.size = size
-
-
-class OpenFile:
-    """An inode with open handles."""
-
-    __slots__ = ("direct", "failure", "fd", "file", "handles", "instance_name", "seen")
-
-    def __init__(self, file: File) -> None:
-        self.file = file
-        self.fd = -1
-        """Descriptor of the file's present bytes, -1 until somebody needs it."""
-        self.handles = 0
-        self.direct = False
-        """The kernel reads and writes the file behind `fd` itself (passthrough): it must stay the same while handles are open."""
-        self.seen = 0
-        """While `direct`: the mtime of the private file that is accounted for, in nanoseconds since 1970."""
-        self.instance_name = "" if file.parent is None else file.parent.volume.instance_name
-        """Of the output path the file lay in when it was opened; it may be unlinked before its bytes are read."""
-        self.failure: tuple[float, OutputdError] | None = None
-        """When its bytes could not be had the last time, by time.monotonic(), and why."""
 
 
 class Content:
@@ -181,6 +133,7 @@ class Content:
                 self._tree.outdate_attributes(file)  # told once for all that was written
         if opened.handles == 0:
             del self._open[file]
+            opened.give_up_ranges()
             if opened.fd >= 0:
                 os.close(opened.fd)
             if isinstance(content, Local) and file.nlink == 0:
@@ -238,7 +191,7 @@ class Content:
 
     def read(self, opened: OpenFile, offset: int, size: int) -> memoryview:
         """Up to `size` bytes, at most 1 MiB, which lie there until the next read; short only at the end. Raises NotLocal."""
-        fd = opened.fd if opened.fd >= 0 else self.descriptor(opened)
+        fd = opened.fd if opened.fd >= 0 else self._readable(opened, offset, size)
         # One buffer for all: to allocate 256 KiB for each read costs 64 page faults.
         return self._buffer[: os.preadv(fd, [self._buffer[:size]], offset)]
 
@@ -337,8 +290,9 @@ class Content:
         finally:
             self.release(held, writing=True)
 
-    async def localise(self, file: File, *, writable: bool) -> None:
-        """Bring a file's bytes to the disk, and if `writable` into a private file. Ends within the read timeout.
+    async def localise(self, file: File, *, writable: bool, wanted: tuple[int, int] | None = None) -> None:
+        """Bring a file's bytes to the disk, and if `writable` into a private file; only those `wanted`, offset and size, if the
+        file is open and may be had in parts. Ends within the read timeout.
 
         Raises NotFound, Corrupt, Unavailable, TimedOut, Denied or Exhausted.
         """
@@ -351,7 +305,7 @@ class Content:
             if time.monotonic() - when < _SAME_READ:
                 raise type(error)(str(error)) from error
         try:
-            await self._localise(file, digest, writable=writable)
+            await self._localise(file, digest, writable=writable, wanted=wanted)
         except OutputdError as error:
             if opened is not None:
                 opened.failure = time.monotonic(), error
@@ -359,9 +313,15 @@ class Content:
                 self._gone(file)
             raise
 
-    async def _localise(self, file: File, digest: Digest, *, writable: bool) -> None:
+    async def _localise(
+        self, file: File, digest: Digest, *, writable: bool, wanted: tuple[int, int] | None
+    ) -> None:
+        opened = self._open.get(file)
         try:
             async with asyncio.timeout(self._read_timeout):
+                if wanted is not None and opened is not None and opened.ranges is not None:
+                    await opened.ranges.need(*wanted)
+                    return
                 if not self._blobs.local.has(digest):
                     await self._blobs.of_instance(self._instance_of(file)).fetch(digest)
                 if writable:
@@ -457,9 +417,27 @@ class Content:
         if opened is None:
             os.close(fd)
             return
+        opened.give_up_ranges()
         if opened.fd >= 0:
             os.close(opened.fd)
         opened.fd = fd
+
+    def _readable(self, opened: OpenFile, offset: int, size: int) -> int:
+        """A descriptor to read these bytes from. Raises NotLocal."""
+        ranges = opened.ranges
+        if ranges is None:
+            file = opened.file
+            try:
+                return self.descriptor(opened)
+            except NotLocal:
+                assert isinstance(file.content, Digest)
+                blobs = self._blobs.of_instance(self._instance_of(file))
+                ranges = opened.ranges = blobs.ranges(file.content)
+                if ranges is None:
+                    raise
+        if not ranges.has(offset, size):
+            raise NotLocal(opened.file, writable=False, wanted=(offset, size))
+        return ranges.fd
 
     def _descriptor_of(self, file: File) -> int:
         content = file.content

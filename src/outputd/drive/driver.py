@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import TypeVar
 
-from outputd.drive.content import Content, NotLocal, TooLong
+from outputd.drive.content import Content
 from outputd.drive.loader import Loader
+from outputd.drive.open_file import NotLocal, TooLong
 from outputd.tree.status import NotLoaded
 
 T = TypeVar("T")
@@ -31,6 +32,6 @@ class Driver:
             except NotLoaded as need:
                 await self._loader.load(need.directory)
             except NotLocal as need:
-                await self._content.localise(need.file, writable=need.writable)
+                await self._content.localise(need.file, writable=need.writable, wanted=need.wanted)
             except TooLong as need:
                 await self._content.cut(need.file, need.size)

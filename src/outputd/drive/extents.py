@@ -13,8 +13,9 @@ from collections.abc import Awaitable, Callable
 from functools import partial
 from typing import Final, TypeVar
 
-from outputd.drive.content import Content, NotLocal, OpenFile
+from outputd.drive.content import Content
 from outputd.drive.disk_error import disk_error
+from outputd.drive.open_file import NotLocal, OpenFile
 from outputd.store.waiting import in_thread
 from outputd.tree.status import Status
 

@@ -116,9 +116,9 @@ class RemoteBlobs(Protocol):
     async def read_batch(self, digests: Collection[Digest]) -> Mapping[Digest, bytes | OutputdError]:
         """Small blobs, each verified. Every digest asked for has an entry: its bytes, or the error that befell it alone."""
 
-    def read_stream(self, digest: Digest, offset: int = 0) -> AsyncGenerator[bytes]:
-        """The bytes of one blob from `offset`, resumed over broken streams. Never more than the digest's size. Not verified
-        here: the receiver hashes."""
+    def read_stream(self, digest: Digest, offset: int = 0, limit: int = 0) -> AsyncGenerator[bytes]:
+        """The bytes of one blob from `offset`, at most `limit` unless that is 0, resumed over broken streams. Never more than the
+        digest's size. Not verified here: the receiver hashes."""
 
     async def write(self, digest: Digest, data: Callable[[], AsyncGenerator[bytes]]) -> None:
         """Upload one blob. `data` gives its bytes from the start, again for each try."""
@@ -130,6 +130,23 @@ class RemoteBlobs(Protocol):
         """The same server, asked for another instance name. Shares what is expensive; closing it closes nothing."""
 
     async def close(self) -> None: ...
+
+
+class Ranges(Protocol):
+    """A large blob of which only what is read is fetched. Its bytes are verified when all of them have come, not before."""
+
+    @property
+    def fd(self) -> int:
+        """To read from what `has` says is here, until `close`."""
+
+    def has(self, offset: int, size: int) -> bool:
+        """Whether these bytes are here; then they count as read, and what may be read next is fetched."""
+
+    async def need(self, offset: int, size: int) -> None:
+        """Return when these bytes are here. Raises as `BlobStore.fetch`."""
+
+    def close(self) -> None:
+        """To be called once."""
 
 
 class BlobStore(Protocol):
@@ -149,6 +166,9 @@ class BlobStore(Protocol):
 
     async def fetch(self, digest: Digest) -> None:
         """Return when the blob is in the local store, whole and verified. One flight per digest, whoever asks."""
+
+    def ranges(self, digest: Digest) -> Ranges | None:
+        """For a blob that is large and not here; None where it is to be fetched as a whole. Raises Exhausted or Unavailable."""
 
     async def fetch_many(self, digests: Collection[Digest]) -> dict[Digest, Exception]:
         """As `fetch` for many, small ones coalesced into batches; the failures, if any, by digest."""

@@ -12,7 +12,7 @@ import os
 from collections import deque
 from collections.abc import AsyncGenerator, AsyncIterator, Collection, Iterator, Mapping, Sequence
 from contextlib import aclosing
-from functools import partial
+from functools import partial as bound
 from types import TracebackType
 from typing import Final, Self
 
@@ -21,6 +21,9 @@ from outputd.errors import Corrupt, NotFound, OutputdError, Unavailable, Unreach
 from outputd.store.base import BlobWriter, LocalStore, RemoteBlobs
 from outputd.store.batches import batches
 from outputd.store.flight import Departure, Flight
+from outputd.store.partial import PartialBlob
+from outputd.store.partials import Partials
+from outputd.store.ranged import RangedBlob, RangedReading
 from outputd.store.waiting import in_thread
 
 _log = logging.getLogger(__name__)
@@ -34,6 +37,8 @@ _STRIDE: Final = 256 << 10
 _LOOKUPS_HERE: Final = 200
 _PUTS_HERE: Final = 2
 _BYTES_HERE: Final = 64 << 10
+# From here on only what is read of a blob is fetched, and a little ahead; below, a round trip costs as much as the rest.
+_RANGED: Final = 4 << 20
 # Instance names in use at once before idle ones are let go: a client may send any name.
 _SIBLINGS: Final = 100
 # Flights of one fetch_many at the same time, and how many of them begin before the loop gets its turn.
@@ -44,9 +49,15 @@ _BOARDINGS_A_TURN: Final = 250
 class CachedStore:
     """A BlobStore. Use as an asynchronous context manager, which owns the tasks of all flights. For one event loop."""
 
-    def __init__(self, local: LocalStore, remote: RemoteBlobs | None) -> None:
+    def __init__(
+        self, local: LocalStore, remote: RemoteBlobs | None, partials: Partials | None = None
+    ) -> None:
+        """Without `partials` every blob is fetched as a whole, and verified before anybody sees a byte of it."""
         self._local = local
         self._remote = remote
+        self._partials = partials
+        self._ranged: dict[Digest, RangedBlob] = {}
+        """Blobs of which only what is read is fetched."""
         self._flights: dict[Digest, Flight] = {}
         """Those that are not over."""
         self._gate: list[Flight] = []
@@ -83,8 +94,11 @@ class CachedStore:
                 idle = [known for known, store in self._siblings.items() if not store._flights]
                 for known in idle:
                     del self._siblings[known]
-            sibling = self._siblings[name] = CachedStore(self._local, self._remote.of_instance(name))
+            sibling = self._siblings[name] = CachedStore(
+                self._local, self._remote.of_instance(name), self._partials
+            )
             sibling._tasks = self._tasks
+            sibling._ranged = self._ranged
             sibling._closed = self._closed
         return sibling
 
@@ -96,6 +110,12 @@ class CachedStore:
             await flight.arrival()
         finally:
             self._leave(flight)
+
+    def ranges(self, digest: Digest) -> RangedReading | None:
+        if self._remote is None or digest.size < _RANGED or self._local.has(digest):
+            return None
+        blob = self._ranged_blob(digest)
+        return None if blob is None else RangedReading(blob, self._remote)
 
     async def fetch_many(self, digests: Collection[Digest]) -> dict[Digest, Exception]:
         failures: dict[Digest, Exception] = {}
@@ -157,7 +177,7 @@ class CachedStore:
                 if digest in failures:
                     raise failures[digest]
             else:
-                await self._remote.write(digest, partial(self._pieces, digest))
+                await self._remote.write(digest, bound(self._pieces, digest))
         except Corrupt as error:
             raise _not_the_bytes(error) from error
         await self._confirm([digest])
@@ -243,7 +263,25 @@ class CachedStore:
             failures |= await self._keep(await remote.read_batch(wrong))
         return failures
 
+    def _ranged_blob(self, digest: Digest) -> RangedBlob | None:
+        """Raises Exhausted or Unavailable."""
+        blob = self._ranged.get(digest)
+        if blob is None and self._partials is not None and not self._closed:
+            partial = self._partials.open(digest)
+            blob = self._ranged[digest] = RangedBlob(partial, self._local, self._tasks, self._ranged_ended)
+        return blob
+
+    def _ranged_ended(self, partial: PartialBlob) -> None:
+        del self._ranged[partial.digest]
+        assert self._partials is not None
+        self._partials.closed(partial)
+
     async def _bring_large(self, flight: Flight, remote: RemoteBlobs) -> None:
+        if flight.digest.size >= _RANGED and (ranged := self._ranged_blob(flight.digest)) is not None:
+            await ranged.whole(remote)
+            if self._local.has(flight.digest):
+                return
+            # Its bytes were wrong, and are not kept: once more, in one piece.
         for last in (False, True):
             flight.received = 0
             try:

@@ -10,7 +10,7 @@ from collections.abc import AsyncIterator, Callable, Collection, Mapping
 
 from outputd.digest import Digest
 from outputd.errors import NotFound, OutputdError
-from outputd.store.base import BlobStore, LocalStore
+from outputd.store.base import BlobStore, LocalStore, Ranges
 
 _log = logging.getLogger(__name__)
 
@@ -41,6 +41,9 @@ class Elsewhere:
             if not await self._found_elsewhere(digest):
                 raise
             _log.warning("%s; it was found in another one", error)
+
+    def ranges(self, digest: Digest) -> Ranges | None:
+        return self._own.ranges(digest)
 
     async def fetch_many(self, digests: Collection[Digest]) -> dict[Digest, Exception]:
         failures = await self._own.fetch_many(digests)

@@ -7,6 +7,7 @@ Below the root, which one user's daemons own:
     blobs/<function>/<two hex digits>/<the other digits>    the blobs: mode 0444, or 01444 while no remote is known to have them
     tmp/<one directory a process>/                          blobs on their way in; swept when their process is gone
     private/                                                files local actions write, taken over by `adopt`; not touched here
+    partial/                                                blobs of which some bytes are here (partials.py)
     damaged/                                                what was found under a blob's name with other bytes
     empty                                                   stands for the empty blob
 """

@@ -22,7 +22,7 @@ from outputd.drive.ingest import Ingest
 from outputd.drive.loader import Loader
 from outputd.drive.reaper import Reaper
 from outputd.errors import NotFound, OutputdError
-from outputd.store.base import BlobStore
+from outputd.store.base import BlobStore, Ranges
 from outputd.store.disk_store import DiskStore
 from outputd.tree.identity import remember_all
 from outputd.tree.node import Child, Directory, File, Local, Node, Symlink, packed_content
@@ -87,6 +87,9 @@ class Cas:
 
     async def find_missing(self, digests: Collection[Digest]) -> set[Digest]:
         return self.local.missing(await self.missing_remotely(digests))
+
+    def ranges(self, digest: Digest) -> Ranges | None:
+        return None
 
     async def missing_remotely(self, digests: Collection[Digest]) -> set[Digest]:
         self.asked.append(set(digests))

@@ -12,7 +12,7 @@ import pytest
 
 from outputd.digest import Digest, DigestFunction
 from outputd.disk.disk import RealDisk
-from outputd.drive.content import NotLocal, TooLong
+from outputd.drive.open_file import NotLocal, TooLong
 from outputd.errors import NotFound, TimedOut
 from outputd.tree.node import EXECUTABLE_MODE, File, Local, blob_of, pack
 from tests.unit.drive.world import SHA256, World, world

@@ -12,8 +12,8 @@ from typing import TypeVar
 import pytest
 
 from outputd.digest import Digest
-from outputd.drive.content import NotLocal, OpenFile
 from outputd.drive.extents import Extents
+from outputd.drive.open_file import NotLocal, OpenFile
 from outputd.errors import TooLarge
 from outputd.tree.node import Local
 from outputd.tree.status import Status

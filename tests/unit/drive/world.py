@@ -16,7 +16,7 @@ from outputd.drive.ingest import Ingest
 from outputd.drive.loader import Loader
 from outputd.drive.reaper import Reaper
 from outputd.errors import NotFound, OutputdError
-from outputd.store.base import BlobStore
+from outputd.store.base import BlobStore, Ranges
 from outputd.store.disk_store import DiskStore
 from outputd.tree.node import EXECUTABLE_MODE, Directory, File, Volume
 from outputd.tree.tree import Tree
@@ -57,6 +57,9 @@ class DictRemote:
 
     async def find_missing(self, digests: Collection[Digest]) -> set[Digest]:
         raise AssertionError("not asked by drive")
+
+    def ranges(self, digest: Digest) -> Ranges | None:
+        return None
 
     async def missing_remotely(self, digests: Collection[Digest]) -> set[Digest]:
         raise AssertionError("not asked by drive")

@@ -9,7 +9,7 @@ from collections.abc import AsyncIterator, Collection, Mapping
 
 from outputd.digest import Digest, DigestFunction, empty_digest
 from outputd.errors import Corrupt, NotFound, OutputdError
-from outputd.store.base import BlobStore, BlobWriter, Usage
+from outputd.store.base import BlobStore, BlobWriter, Ranges, Usage
 
 SHA256 = DigestFunction.SHA256
 
@@ -112,6 +112,9 @@ class FakeStore:
             raise self.broken
         self.asked.append(set(digests))
         return self._local.missing(digests)
+
+    def ranges(self, digest: Digest) -> Ranges | None:
+        return None
 
     async def missing_remotely(self, digests: Collection[Digest]) -> set[Digest]:
         raise AssertionError("not asked by rpc")

@@ -9,7 +9,7 @@ import pytest
 
 from outputd.digest import Digest, DigestFunction
 from outputd.errors import NotFound, OutputdError, Unavailable
-from outputd.store.base import BlobStore, LocalStore
+from outputd.store.base import BlobStore, LocalStore, Ranges
 from outputd.store.elsewhere import Elsewhere
 
 A, B = (Digest.of(DigestFunction.SHA256, data) for data in (b"a", b"b"))
@@ -51,6 +51,9 @@ class Remote:
 
     async def find_missing(self, digests: Collection[Digest]) -> set[Digest]:
         return set(digests) - self._blobs.get(self._name, set())
+
+    def ranges(self, digest: Digest) -> Ranges | None:
+        return None
 
     async def missing_remotely(self, digests: Collection[Digest]) -> set[Digest]:
         return await self.find_missing(digests)

@@ -8,8 +8,9 @@ import stat
 import time
 from collections.abc import Awaitable, Callable
 
-from outputd.drive.content import Content, NotLocal, OpenFile
+from outputd.drive.content import Content
 from outputd.drive.disk_error import disk_error
+from outputd.drive.open_file import NotLocal, OpenFile
 from outputd.front.fuse.answers import Answers
 from outputd.front.fuse.passthrough import Passthrough
 from outputd.store.waiting import in_thread

@@ -13,7 +13,8 @@ import os
 import struct
 from typing import Final
 
-from outputd.drive.content import Content, NotLocal, OpenFile
+from outputd.drive.content import Content
+from outputd.drive.open_file import NotLocal, OpenFile
 from outputd.wire.fuse_abi import (
     DEV_IOC_BACKING_CLOSE,
     DEV_IOC_BACKING_OPEN,

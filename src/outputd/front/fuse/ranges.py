@@ -5,8 +5,8 @@ from __future__ import annotations
 import errno
 from collections.abc import Awaitable
 
-from outputd.drive.content import OpenFile
 from outputd.drive.extents import Extents
+from outputd.drive.open_file import OpenFile
 from outputd.front.fuse.answers import Answers
 from outputd.front.fuse.files import Files
 from outputd.tree.status import Status

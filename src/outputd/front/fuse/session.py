@@ -15,8 +15,8 @@ from collections.abc import Awaitable, Callable, Iterator
 from typing import Final, TypeAlias
 
 from outputd.digest import Digest
-from outputd.drive.content import Frozen, NotLocal, TooLong
 from outputd.drive.driver import Driver
+from outputd.drive.open_file import Frozen, NotLocal, TooLong
 from outputd.drive.reaper import Reaper
 from outputd.errors import OutputdError, Throttled
 from outputd.front.fuse.channel import MAX_WRITE, Channel, Notifier

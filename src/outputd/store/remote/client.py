@@ -138,17 +138,19 @@ class RemoteStore:
             results.update(found)
         return results
 
-    async def read_stream(self, digest: Digest, offset: int = 0) -> AsyncGenerator[bytes]:
+    async def read_stream(self, digest: Digest, offset: int = 0, limit: int = 0) -> AsyncGenerator[bytes]:
         name = blob_name(self._instance_name, digest)
         doing = f"read blob {digest}"
         tries = Tries(self._options.retry_seconds)
-        size = digest.size
+        size = min(digest.size, offset + limit) if limit else digest.size
         progressed = offset
         empty = 0
         if offset < size:
             await self._offering(digest.function)
         while offset < size:
-            request = bytestream.ReadRequest(resource_name=name, read_offset=offset).SerializeToString()
+            request = bytestream.ReadRequest(
+                resource_name=name, read_offset=offset, read_limit=size - offset if limit else 0
+            ).SerializeToString()
             failure: Failure | None = None
             async with aclosing(self._connection.receive(_READ, request, name, doing)) as replies:
                 async for reply in replies:
@@ -163,6 +165,8 @@ class RemoteStore:
                                 f"blob {digest} from {self.url}: pieces come without a byte in them"
                             )
                         continue
+                    if limit and offset + len(piece) > size:
+                        piece = piece[: size - offset]  # of a server that knows no limits
                     offset += len(piece)
                     if offset > size:
                         raise Corrupt(f"blob {digest} from {self.url}: more than {size} bytes came")
@@ -170,6 +174,8 @@ class RemoteStore:
                     if offset - progressed >= _PROGRESS:
                         tries.progress()  # only now: the time that the receiver takes is not the server's
                         progressed = offset
+                    if limit and offset == size:
+                        return
             if offset < size:
                 await tries.again(failure or self._truncated(digest, offset))
 

@@ -1,0 +1,270 @@
+"""Fetching of a large blob only what somebody reads, and a little ahead; never decides which blobs are read this way.
+
+Each reader that goes on where it stopped gets a window ahead of it that doubles; one that jumps gets what it asks for and a small
+window. A granule is asked for once, whoever waits for it. When all of the blob is here it is hashed as a whole, and becomes a blob
+of the local store; what was read before that was not verified. Where the hash does not match, that is logged, and the bytes are
+thrown away.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import errno
+import logging
+import os
+from collections.abc import Callable, Iterator
+from contextlib import aclosing
+from typing import Final
+
+from outputd.digest import Digest
+from outputd.errors import Corrupt, Exhausted, OutputdError, Unavailable
+from outputd.store.base import LocalStore, RemoteBlobs
+from outputd.store.partial import PartialBlob
+from outputd.store.waiting import in_thread
+
+_log = logging.getLogger(__name__)
+
+_FIRST_WINDOW: Final = 256 << 10
+_LARGEST_WINDOW: Final = 32 << 20
+_NEAR: Final = 2 << 20
+"""Bytes by which a read may be off the place where a reader stopped and still go on from there: the kernel reads ahead, and not
+always in order."""
+_READERS: Final = 8
+"""Readers of one blob that are told apart."""
+_RUN: Final = 16 << 20
+"""Most bytes of one call: the end of a window is not waited for with its beginning."""
+_WRITE_HERE: Final = 256 << 10
+"""Bytes up to which writing to the disk does not go to a thread."""
+_NEARLY: Final = 1 / 16
+"""Part of a blob that may be missing when the rest is brought unasked."""
+
+
+class _Reader:
+    """Somebody who reads on."""
+
+    __slots__ = ("next", "window")
+
+    def __init__(self) -> None:
+        self.next = 0
+        """Where the next read is expected."""
+        self.window = _FIRST_WINDOW // 2
+
+
+class _Run:
+    """Consecutive bytes that are on their way."""
+
+    __slots__ = ("end", "error", "start")
+
+    def __init__(self, start: int, end: int) -> None:
+        self.start = start
+        """All before that are here."""
+        self.end = end
+        self.error: OutputdError | None = None
+
+
+class RangedBlob:
+    """One blob, for all who have it open. For one event loop."""
+
+    def __init__(
+        self,
+        partial: PartialBlob,
+        local: LocalStore,
+        tasks: asyncio.TaskGroup,
+        finished: Callable[[PartialBlob], None],
+    ) -> None:
+        """`finished` is told when nobody has it open any more and nothing is under way."""
+        self._partial = partial
+        self._local = local
+        self._tasks = tasks
+        self._finished = finished
+        self._readers: list[_Reader] = []
+        """The one that read last at the end."""
+        self._runs: list[_Run] = []
+        self._progress = asyncio.Event()
+        self._completing = False
+        self._users = 0
+
+    @property
+    def fd(self) -> int:
+        """To read from what `has` says is here."""
+        return self._partial.fd
+
+    def has(self, offset: int, size: int) -> bool:
+        return self._partial.has(offset, size)
+
+    def acquire(self) -> None:
+        """One more has it open."""
+        self._users += 1
+
+    def release(self) -> None:
+        self._users -= 1
+        self._end_if_idle()
+
+    async def whole(self, remote: RemoteBlobs) -> None:
+        """Return when all of it is here and was verified; whether it is a blob of the local store then, that store says.
+
+        Raises as `need`.
+        """
+        self.acquire()
+        try:
+            for offset in range(0, self._partial.size, _RUN):
+                await self.need(offset, _RUN, remote)
+            while self._completing:
+                self._progress.clear()
+                await self._progress.wait()
+        finally:
+            self.release()
+
+    async def need(self, offset: int, size: int, remote: RemoteBlobs) -> None:
+        """Return when these bytes are here. Raises what RemoteBlobs.read_stream raises, Exhausted or Unavailable."""
+        end = min(offset + size, self._partial.size)
+        ahead = self._window(offset, end)
+        self._begin(offset, ahead, remote)
+        while not self._partial.has(offset, end - offset):
+            self._progress.clear()
+            waited_for = [run for run in self._runs if run.start < end and offset < run.end]
+            await self._progress.wait()
+            for run in waited_for:
+                if run.error is not None:
+                    raise run.error
+            self._begin(offset, end, remote)
+
+    def note(self, offset: int, size: int, remote: RemoteBlobs) -> None:
+        """Bytes were read that were here already: what comes next may have to be brought."""
+        end = min(offset + size, self._partial.size)
+        ahead = self._window(offset, end)
+        # Not before half of the window is used up: a call for each read would cost more than its bytes.
+        if next(self._wanting(end, end + (ahead - end) // 2), None) is not None:
+            self._begin(end, ahead, remote)
+
+    def _window(self, offset: int, end: int) -> int:
+        """Where to fetch up to, for a reader that reads these bytes."""
+        for index in range(len(self._readers) - 1, -1, -1):
+            reader = self._readers[index]
+            if -_NEAR <= offset - reader.next <= _NEAR:
+                del self._readers[index]
+                break
+        else:
+            reader = _Reader()
+            del self._readers[: 1 - _READERS]
+        if end > reader.next:
+            reader.next = end
+            reader.window = min(2 * reader.window, _LARGEST_WINDOW)
+        self._readers.append(reader)
+        return min(end + reader.window, self._partial.size)
+
+    def _begin(self, start: int, end: int, remote: RemoteBlobs) -> None:
+        """Ask for what is missing of these bytes and not on its way."""
+        if self._partial.bytes_left < self._partial.size * _NEARLY:
+            start, end = 0, self._partial.size
+        for missing_start, missing_end in list(self._wanting(start, end)):
+            self._ask(missing_start, missing_end, remote)
+
+    def _wanting(self, start: int, end: int) -> Iterator[tuple[int, int]]:
+        """What is missing of these bytes and not on its way, in whole granules."""
+        for gap_start, gap_end in self._partial.gaps(start, end):
+            at = gap_start
+            for run in sorted(self._runs, key=lambda run: run.start):
+                if run.end <= at or run.start >= gap_end:
+                    continue
+                if at < run.start:
+                    yield at, run.start
+                at = max(at, run.end)
+            if at < gap_end:
+                yield at, gap_end
+
+    def _ask(self, start: int, end: int, remote: RemoteBlobs) -> None:
+        while start < end:
+            run = _Run(start, min(start + _RUN, end))
+            self._runs.append(run)
+            self._tasks.create_task(self._bring(run, remote))
+            start = run.end
+
+    async def _bring(self, run: _Run, remote: RemoteBlobs) -> None:
+        partial = self._partial
+        at = run.start
+        try:
+            stream = remote.read_stream(partial.digest, at, run.end - at)
+            async with aclosing(stream) as pieces:
+                async for piece in pieces:
+                    if len(piece) <= _WRITE_HERE:
+                        partial.write(at, piece)
+                    else:
+                        await in_thread(partial.write, at, piece)
+                    at += len(piece)
+                    partial.fill(run.start, at)
+                    run.start = run.end if at >= run.end else partial.whole_granules(at)
+                    self._progress.set()
+        except OSError as error:
+            kind = Exhausted if error.errno in (errno.ENOSPC, errno.EDQUOT) else Unavailable
+            run.error = kind(f"{partial.path}: {error.strerror}")
+        except OutputdError as error:
+            run.error = error
+        finally:
+            self._runs.remove(run)
+            self._progress.set()
+        if partial.complete and not self._completing:
+            self._completing = True
+            try:
+                await self._complete()
+            finally:
+                self._completing = False
+                self._progress.set()
+        self._end_if_idle()
+
+    async def _complete(self) -> None:
+        """All is here: verify it, and make it a blob of the local store."""
+        partial = self._partial
+        try:
+            found = await in_thread(Digest.of_descriptor, partial.digest.function, partial.fd)
+            if found == partial.digest:
+                self._local.adopt(partial.path, partial.digest)
+                self._local.confirm_remote([partial.digest])
+                partial.discard()
+                return
+            raise Corrupt(f"the bytes that came, and were read, have the digest {found}")
+        except OSError as error:
+            _log.error("blob %s: cannot be verified: %s", partial.digest, error)
+        except OutputdError as error:
+            _log.error("blob %s: %s", partial.digest, error)
+            if isinstance(error, Corrupt):
+                partial.empty()
+
+    def _end_if_idle(self) -> None:
+        if self._users or self._runs or self._completing:
+            return
+        partial = self._partial
+        if os.path.lexists(partial.path):
+            try:
+                partial.save()
+            except OSError as error:
+                _log.warning("%s: what is here of it cannot be written down: %s", partial.path, error)
+        partial.close()
+        self._finished(partial)
+
+
+class RangedReading:
+    """Ranges for one who reads a blob through one instance of the remote."""
+
+    __slots__ = ("_blob", "_remote")
+
+    def __init__(self, blob: RangedBlob, remote: RemoteBlobs) -> None:
+        self._blob = blob
+        self._remote = remote
+        blob.acquire()
+
+    @property
+    def fd(self) -> int:
+        return self._blob.fd
+
+    def has(self, offset: int, size: int) -> bool:
+        if not self._blob.has(offset, size):
+            return False
+        self._blob.note(offset, size, self._remote)
+        return True
+
+    async def need(self, offset: int, size: int) -> None:
+        await self._blob.need(offset, size, self._remote)
+
+    def close(self) -> None:
+        self._blob.release()
