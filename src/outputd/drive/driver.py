@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import TypeVar
 
 from outputd.drive.content import Content, NotLocal, TooLong
 from outputd.drive.loader import Loader
+from outputd.tree.node import Child, Directory
 from outputd.tree.status import NotLoaded
 
 T = TypeVar("T")
@@ -18,6 +19,10 @@ class Driver:
     def __init__(self, loader: Loader, content: Content) -> None:
         self._loader = loader
         self._content = content
+
+    async def peek(self, directory: Directory) -> Mapping[bytes, Child]:
+        """See Loader.peek."""
+        return await self._loader.peek(directory)
 
     async def run(self, operation: Callable[[], T]) -> T:
         """The result of `operation`, called again after whatever it lacked was brought.
