@@ -12,13 +12,12 @@ import ctypes
 import gc
 import logging
 import os
-import signal
-import socket
-import stat
 import threading
 import time
-from collections.abc import AsyncIterator, Iterator
-from typing import Final
+from collections.abc import AsyncIterator, Coroutine, Iterator
+from dataclasses import replace
+from functools import partial
+from typing import Any, Final
 
 import grpc.aio
 from google.protobuf.descriptor import ServiceDescriptor
@@ -40,7 +39,7 @@ from outputd.builds.presence import LeaseOptions, Presence
 from outputd.builds.refresh import Refresh
 from outputd.builds.state import State
 from outputd.builds.verification import Verification
-from outputd.config import Address, Config, UnixAddress
+from outputd.config import Config, UnixAddress
 from outputd.config.remote_options import remote_options
 from outputd.disk.disk import RealDisk
 from outputd.drive.content import Content
@@ -48,12 +47,13 @@ from outputd.drive.driver import Driver
 from outputd.drive.ingest import Ingest
 from outputd.drive.loader import Loader
 from outputd.drive.reaper import Reaper
-from outputd.errors import OutputdError, Precondition, Unavailable
+from outputd.errors import OutputdError, Precondition
 from outputd.front.fuse.answers import Timeouts
 from outputd.front.fuse.callers import name_of
 from outputd.front.fuse.front import FuseFront
+from outputd.restart import DEVICE, Arrival, Departure, Restarting, arrived, depart, left_behind, until_asked
 from outputd.rpc.action_cache import ActionCache, ReferencedResults
-from outputd.rpc.admin import Admin, MountFacts, RemoteFacts, StoreFacts
+from outputd.rpc.admin import Admin, MountFacts, RemoteFacts, RestartFacts, StoreFacts
 from outputd.rpc.bazel_output_service import BazelOutputService
 from outputd.rpc.byte_stream import ByteStream
 from outputd.rpc.calls import Calls
@@ -62,12 +62,15 @@ from outputd.rpc.cas import ContentAddressableStorage
 from outputd.rpc.health import Health
 from outputd.rpc.operations import KernelRequest, Operations
 from outputd.rpc.services import SERVER_OPTIONS, service_handler
+from outputd.signals import Signals
+from outputd.sockets import bind, clear_stale_socket, remove
 from outputd.store.cached import CachedStore
 from outputd.store.disk_store import DiskStore
 from outputd.store.elsewhere import Elsewhere
 from outputd.store.limits import Limits
 from outputd.store.partials import Partials
 from outputd.store.remote.client import RemoteStore
+from outputd.supervisor import Supervisor
 from outputd.tree.tree import Tree
 from outputd.wire.fuse_abi import Opcode
 
@@ -98,17 +101,20 @@ def _return_large_buffers() -> None:
         mallopt(option, value)
 
 
-async def serve(config: Config) -> None:
-    """Run until SIGTERM or SIGINT, or until the mount is taken away. Raises OutputdError when it cannot start or lost its mount."""
+async def serve(config: Config, supervisor: Supervisor, arrival: Arrival | None) -> Departure | None:
+    """Run until SIGTERM or SIGINT, or until the mount is taken away; or until a restart is due: returns what goes over.
+
+    Raises OutputdError when it cannot start or lost its mount.
+    """
     _return_large_buffers()
-    loop = asyncio.get_running_loop()
-    stop = asyncio.Event()
-    for number in (signal.SIGTERM, signal.SIGINT):
-        loop.add_signal_handler(number, _on_signal, stop)
+    signals = Signals(asyncio.get_running_loop())
+    if arrival is not None and arrival.stopping:
+        signals.stop.set()
     try:
-        await _run(config, stop)
+        departure = await _run(config, signals, supervisor, arrival)
     except* OutputdError as group:
         raise _first(group) from None
+    return None if departure is None else replace(departure, stopping=signals.stop.is_set())
 
 
 def _first(group: BaseExceptionGroup[OutputdError]) -> OutputdError:
@@ -119,20 +125,14 @@ def _first(group: BaseExceptionGroup[OutputdError]) -> OutputdError:
     return error
 
 
-def _on_signal(stop: asyncio.Event) -> None:
-    if stop.is_set():
-        # The second one means now. The kernel ends the connection with the process; the next start clears the mount away.
-        _log.warning("stopping at once: what was not saved yet is as after a crash")
-        logging.shutdown()
-        os._exit(1)
-    _log.info("stopping in order; once more to stop at once")
-    stop.set()
-
-
-async def _run(config: Config, stop: asyncio.Event) -> None:
+async def _run(
+    config: Config, signals: Signals, supervisor: Supervisor, arrival: Arrival | None
+) -> Departure | None:
     disk = RealDisk()
+    kept = f"{config.state.dir}/mount"
+    departure: Departure | None = None
     async with contextlib.AsyncExitStack() as rooms, asyncio.TaskGroup() as tasks:
-        state = State(config.state.dir, disk)
+        state = State(config.state.dir, disk, -1 if arrival is None else arrival.lock)
         rooms.push_async_callback(state.close)
         local = DiskStore(config.cache.dir, disk, grace=config.cache.garbage_age)
         rooms.push_async_callback(_close_store, local)
@@ -193,6 +193,7 @@ async def _run(config: Config, stop: asyncio.Event) -> None:
             store_dir=config.cache.dir,
             xattrs=config.mount.xattrs,
             passthrough=config.mount.passthrough,
+            kept=kept,
         )
         options = Options(
             local_only=remote is None,
@@ -229,26 +230,34 @@ async def _run(config: Config, stop: asyncio.Event) -> None:
             ("ingest", ingest.run()),
             ("reaper", reaper.run()),
             ("collector", _spare_the_collector()),
+            ("watchdog", supervisor.ping()),
         ]
         if remote is not None:
             work.append(("remote", remote.watch()))
         if healing is not None:
             work.append(("healing", healing.run()))
         background = [tasks.create_task(some, name=name) for name, some in work]
+        restarting = Restarting(config)
+        handover = left_behind(kept, supervisor) if arrival is None else arrival.handover
         try:
             await _settle_doubt(local)
-            await builds.restore()
-            if remote is not None and lease_options.duration:
-                refresh = Refresh(builds.live, presence, leases, lease_options.duration)
-                background.append(tasks.create_task(refresh.run(), name="refresh"))
-            # Not before: what was not restored yet would look like garbage.
-            background.append(tasks.create_task(collection.run(), name="collection"))
-            background.append(tasks.create_task(builds.checkpoints.run(), name="checkpoints"))
-            mount_path = await front.start(config.mount.path, allow_other=config.mount.allow_other)
             try:
+                if handover is None:
+                    await builds.restore()
+                    mount = await front.start(config.mount.path, allow_other=config.mount.allow_other)
+                    supervisor.keep(DEVICE, mount.fd)
+                else:
+                    mount = handover.mount
+                    await builds.restore(partial(front.take_over, handover))
+                    front.resume()
+                if remote is not None and lease_options.duration:
+                    refresh = Refresh(builds.live, presence, leases, lease_options.duration)
+                    background.append(tasks.create_task(refresh.run(), name="refresh"))
+                # Not before: what was not restored yet would look like garbage.
+                background.append(tasks.create_task(collection.run(), name="collection"))
                 calls = Calls()
                 operations = Operations(
-                    lambda: _kernel_requests(front, mount_path),
+                    lambda: _kernel_requests(front, mount.path),
                     calls,
                     store.under_way,
                     "" if remote is None else remote.url,
@@ -258,33 +267,53 @@ async def _run(config: Config, stop: asyncio.Event) -> None:
                     StoreFacts(local, config.cache.dir, limits, collection),
                     [str(address) for address in config.listen.addresses],
                     lambda: _begin_count(local),
-                    lambda: _mount_facts(front, mount_path),
+                    lambda: _mount_facts(front, mount.path),
                     None if remote is None else lambda: _remote_facts(remote, healing),
                     operations,
                     Verification(loader, store),
                     tasks,
+                    restarting.ask,
+                    lambda: RestartFacts(front.restarts, restarting.error),
                 )
-                async with _listening(config, store, state, builds, admin, calls, tasks):
-                    _log.info(
-                        "outputd %s: outputs at %s/outputs, listening on %s",
-                        __version__,
-                        mount_path,
-                        ", ".join(map(str, config.listen.addresses)),
-                    )
-                    await _until_stop(stop, front)
+                while departure is None:
+                    async with (
+                        _running(builds.checkpoints.run(), tasks),
+                        _listening(config, store, state, builds, admin, calls, tasks),
+                    ):
+                        _log.info(
+                            "outputd %s: outputs at %s/outputs, listening on %s",
+                            __version__,
+                            mount.path,
+                            ", ".join(map(str, config.listen.addresses)),
+                        )
+                        arrived()
+                        supervisor.ready(f"serving {mount.path}")
+                        await until_asked(signals, restarting, front)
+                        supervisor.stopping() if signals.stop.is_set() else supervisor.reloading()
+                    if signals.stop.is_set():
+                        break
+                    departure = await depart(builds, front, state, restarting)
             finally:
                 await front.stop()
-                await _ended(background.pop())
                 await builds.checkpoints.all()
         finally:
             for task in background:
                 task.cancel()
-    _log.info("stopped")
+    if departure is None:
+        supervisor.give_up(DEVICE)
+    _log.info("stopped" if departure is None else "running the program anew")
+    return departure
 
 
-async def _ended(task: asyncio.Task[None]) -> None:
-    task.cancel()
-    await asyncio.wait([task])
+@contextlib.asynccontextmanager
+async def _running(work: Coroutine[Any, Any, None], tasks: asyncio.TaskGroup) -> AsyncIterator[None]:
+    """Have something run meanwhile, and see its end."""
+    task = tasks.create_task(work)
+    try:
+        yield
+    finally:
+        task.cancel()
+        await asyncio.wait([task])
 
 
 async def _close_store(store: DiskStore) -> None:
@@ -329,18 +358,6 @@ def _begin_count(store: DiskStore) -> None:
     threading.Thread(target=count, name="count", daemon=True).start()
 
 
-async def _until_stop(stop: asyncio.Event, front: FuseFront) -> None:
-    async with asyncio.TaskGroup() as waits:
-        waiters = [waits.create_task(event.wait()) for event in (stop, front.ended)]
-        await asyncio.wait(waiters, return_when=asyncio.FIRST_COMPLETED)
-        for waiter in waiters:
-            waiter.cancel()
-    if front.ended.is_set() and not stop.is_set():
-        raise Unavailable(
-            "the mount was taken away from outside: nothing is left to serve; start outputd again"
-        )
-
-
 @contextlib.asynccontextmanager
 async def _listening(
     config: Config,
@@ -381,14 +398,14 @@ async def _listening(
     )
     sockets = [address.path for address in config.listen.addresses if isinstance(address, UnixAddress)]
     for path in sockets:
-        _clear_stale_socket(path)
+        clear_stale_socket(path)
     # A socket's own mode is what keeps others out where its directory does not; gRPC binds with the process's umask.
     umask = os.umask(0o177)
     try:
         for address in config.listen.addresses:
-            _bind(server, address)
+            bind(server, address)
     except Precondition:
-        _remove(sockets)
+        remove(sockets)
         raise
     finally:
         os.umask(umask)
@@ -400,45 +417,7 @@ async def _listening(
         health.set_serving(False)
         await server.stop(_GRACE)
         byte_stream.close()
-        _remove(sockets)
-
-
-def _remove(sockets: list[str]) -> None:
-    for path in sockets:
-        with contextlib.suppress(FileNotFoundError):
-            os.unlink(path)
-
-
-def _bind(server: grpc.aio.Server, address: Address) -> None:
-    try:
-        server.add_insecure_port(address.target)
-    except RuntimeError as error:
-        raise Precondition(
-            f"cannot listen on {address}: it is in use, or its directory does not exist or is not ours"
-        ) from error
-
-
-def _clear_stale_socket(path: str) -> None:
-    """Remove a socket that nobody listens on. Raises Precondition when somebody does, or when it is no socket."""
-    try:
-        # unix_find_bsd() refuses the connection to any other kind of file as it does to a stale socket.
-        if not stat.S_ISSOCK(os.stat(path).st_mode):
-            raise Precondition(
-                f"cannot listen on unix:{path}: what is there is no socket; move it away, or choose another path"
-            )
-        with socket.socket(socket.AF_UNIX) as probe:
-            probe.settimeout(1)
-            probe.connect(path)
-    except FileNotFoundError:
-        return
-    except ConnectionRefusedError:
-        os.unlink(path)
-        return
-    except OSError as error:
-        raise Precondition(f"cannot listen on unix:{path}: {error.strerror or error}") from error
-    raise Precondition(
-        f"cannot listen on unix:{path}: another process listens there, is outputd running already?"
-    )
+        remove(sockets)
 
 
 async def _spare_the_collector() -> None:

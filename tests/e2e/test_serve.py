@@ -118,6 +118,46 @@ def test_a_second_daemon_on_the_same_directories() -> None:
         check_something(build_something(second))
 
 
+def test_two_that_start_at_once_on_one_mount_point() -> None:
+    with daemon_fixture.directories() as one, daemon_fixture.directories() as other:
+        other.mount = one.mount
+        for _ in range(3):
+            one.begin()
+            other.begin()
+            deadline = time.monotonic() + 30
+            winners: list[Daemon] = []
+            while not winners:
+                assert time.monotonic() < deadline
+                winners = [a for a, b in ((one, other), (other, one)) if b._running().poll() is not None]
+                time.sleep(0.02)
+            (winner,) = winners
+            loser = other if winner is one else one
+            assert loser.wait() == 1
+            loser.expects(
+                "an outputd is mounted here already|another outputd was mounted here at the same moment"
+            )
+            while not winner._listening():
+                assert time.monotonic() < deadline
+                time.sleep(0.02)
+            check_something(build_something(winner))
+            winner.stop()
+            assert not os.path.ismount(one.mount)
+
+
+def test_what_others_have_mounted_is_refused() -> None:
+    """Even when nobody answers there."""
+    with daemon_fixture.directories() as daemon:
+        daemon.mount.mkdir()
+        device = os.open("/dev/fuse", os.O_RDWR)
+        try:
+            options = f"fd={device},rootmode=40000,user_id=0,group_id=0"
+            command = ["mount", "-i", "-t", "fuse.foreign", "-o", options, "foreign", str(daemon.mount)]
+            subprocess.run(command, check=True, timeout=10, pass_fds=(device,))
+            assert "a file system of type fuse.foreign from foreign is mounted here" in daemon.refuses()
+        finally:
+            os.close(device)
+
+
 def test_what_is_no_socket_is_never_removed() -> None:
     with daemon_fixture.directories() as daemon:
         daemon.socket.write_text("somebody's work")

@@ -145,6 +145,7 @@ async def _serve(place: str, *features: str) -> None:
             store_dir=f"{place}/store",
             xattrs="xattrs" in features,
             passthrough="passthrough" in features,
+            kept=f"{place}/kept",
         )
         await front.start(f"{place}/mnt", allow_other="others" in features)
         server = await asyncio.start_unix_server(

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Final
 
@@ -30,7 +30,7 @@ from outputd.drive.content import Content
 from outputd.drive.ingest import Ingest
 from outputd.drive.loader import Loader
 from outputd.drive.reaper import Reaper
-from outputd.errors import Invalid, NotFound, OutputdError, Precondition
+from outputd.errors import Invalid, NotFound, OutputdError, Precondition, Unavailable
 from outputd.store.base import BlobStore
 from outputd.tree.log import UNLOGGED
 from outputd.tree.node import Directory, File
@@ -247,12 +247,24 @@ class Builds:
 
     # saving and restoring
 
-    async def restore(self) -> None:
+    async def check_kept(self) -> None:
+        """Make checkpoints of everything, or raise Unavailable: what is now would not be what a restart finds. For when nothing
+        moves and `checkpoints.run` has ended."""
+        await self.checkpoints.all()
+        if self._ingest.busy:
+            raise Unavailable("files that were just closed are still being hashed")
+        for base in self._bases.values():
+            if base.dirty:
+                raise Unavailable(f"output base {base.id} cannot be saved: {base.save_error or 'it changes'}")
+
+    async def restore(self, first: Callable[[], Awaitable[Collection[int]]] | None = None) -> None:
         """Bring back everything that there was. To be called once, with ingest running, before anybody can see the tree.
 
-        Raises Corrupt or Unavailable when the state cannot be read at all.
+        `first` is called when the output paths are as they were, before anything is done with their local files; it returns the
+        keys of private files that are needed besides. Raises what it raises, and Corrupt or Unavailable when the state cannot be
+        read at all.
         """
-        for base in await self._restoring.restore():
+        for base in await self._restoring.restore(first):
             self._bases[base.id] = base
             if base.build is not None:
                 self._running[base.build.id] = base.build

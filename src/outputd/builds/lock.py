@@ -13,12 +13,17 @@ from outputd.errors import Precondition, Unavailable
 class DirectoryLock:
     """Held from construction to `close`, or to the end of the process however it ends (flock(2))."""
 
-    def __init__(self, directory: str, disk: Disk) -> None:
-        """Make the directory if need be and lock it.
+    def __init__(self, directory: str, disk: Disk, held: int = -1) -> None:
+        """Make the directory if need be and lock it; or go on with the lock that `held` holds, which `keep` returned to the
+        program that this process ran before.
 
         Raises Precondition when it belongs to another user, or naming the process that has it, or Unavailable.
         """
         path = f"{directory}/lock"
+        if held >= 0:
+            self._fd = held
+            self._check_held(path)
+            return
         try:
             make_directories(disk, directory)
             owner = os.stat(directory).st_uid
@@ -44,6 +49,18 @@ class DirectoryLock:
         except OSError as error:
             os.close(self._fd)
             raise Unavailable(f"{path}: {error.strerror}") from error
+
+    def _check_held(self, path: str) -> None:
+        try:
+            same = os.path.samestat(os.fstat(self._fd), os.stat(path))
+        except OSError as error:
+            raise Unavailable(f"{path}: {error.strerror}") from error
+        if not same:
+            raise Precondition(f"{path}: is not the lock that this process was handed")
+
+    def keep(self) -> int:
+        """A descriptor that holds the lock on, also beyond `close`; for the program that this process runs next."""
+        return os.dup(self._fd)
 
     def close(self) -> None:
         """Let the next one in. The file stays: to remove it would let two in at once."""

@@ -10,7 +10,7 @@ import asyncio
 import logging
 import os
 import time
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable, Collection
 from functools import partial
 
 from outputd.builds.finalized import Finalized
@@ -24,7 +24,7 @@ from outputd.drive.content import Content
 from outputd.drive.ingest import Ingest
 from outputd.drive.loader import Loader
 from outputd.errors import Corrupt, OutputdError
-from outputd.tree.node import Directory, File, Local, Volume
+from outputd.tree.node import Directory, File, Local, Volume, first_ino
 from outputd.tree.records import Reader
 from outputd.tree.tree import Tree
 
@@ -58,8 +58,13 @@ class Restoring:
         self.complete = True
         """Everything that there was has come back: else, what nobody seems to need may be wanted yet."""
 
-    async def restore(self) -> list[OutputBase]:
-        """Everything that there was. Raises Corrupt or Unavailable when the state cannot be read at all."""
+    async def restore(
+        self, first: Callable[[], Awaitable[Collection[int]]] | None = None
+    ) -> list[OutputBase]:
+        """Everything that there was; `first` as Builds.restore has it.
+
+        Raises Corrupt or Unavailable when the state cannot be read at all.
+        """
         rows = {saved.id: saved for saved in self._state.bases()}
         chains = self._journals.chains({saved.id: saved.journal for saved in rows.values()})
         numbers = [saved.number for saved in rows.values()] + [
@@ -75,10 +80,11 @@ class Restoring:
             except Corrupt as error:
                 self.complete = False
                 _log.error("output base %s cannot be restored and is left out: %s", base_id, error)
+        other_keys = () if first is None else await first()
         if self.complete:
             # Else what lies there might be wanted by whoever repairs it.
             self._journals.sweep(chains.values())
-            needed = {file.key for base in bases for file in base.unreclaimed}
+            needed = {file.key for base in bases for file in base.unreclaimed}.union(other_keys)
             swept = await asyncio.to_thread(self._content.sweep, needed)
             if swept:
                 _log.info("%d private files that no output path needs were deleted", swept)
@@ -92,6 +98,7 @@ class Restoring:
         else:
             assert chain is not None
             volume = self._tree.add_volume(self._state.take_number(), os.fsencode(base_id), self._now())
+            volume.root.ino = first_ino(chain.facts["number"])  # which the kernel may still know
             base = OutputBase(base_id, volume, "", chain.facts["created"], now=time.monotonic())
             base.finalized = Finalized() if self._tracking else None
         last = 0 if saved is None else saved.journal

@@ -71,11 +71,12 @@ class State:
     """The state directory of one daemon. Implements drive's Objects; `sink` is for sealing. Its methods may be called from any
     thread unless they are coroutines."""
 
-    def __init__(self, directory: str, disk: Disk) -> None:
-        """Lock the directory and open the database. Raises Precondition, Exhausted or Unavailable."""
+    def __init__(self, directory: str, disk: Disk, lock: int = -1) -> None:
+        """Lock the directory, or go on with a `lock` that was kept, and open the database. Raises Precondition, Exhausted or
+        Unavailable."""
         self._path = f"{directory}/state.db"
         with ExitStack() as opened:
-            self._lock = DirectoryLock(directory, disk)
+            self._lock = DirectoryLock(directory, disk, lock)
             opened.callback(self._lock.close)
             self._writing_connection, self.set_aside = open_database(self._path, disk)
             opened.callback(self._writing_connection.close)
@@ -106,6 +107,10 @@ class State:
         finally:
             self._writer.shutdown(wait=True)
             self._opened.close()
+
+    def keep_lock(self) -> int:
+        """See DirectoryLock.keep."""
+        return self._lock.keep()
 
     # drive's Objects
 

@@ -13,7 +13,7 @@ from collections.abc import Sequence
 from typing import Final, Protocol
 
 from outputd import __version__
-from outputd.cli import bazelrc, config, doctor, gc, serve, status, stuck, verify
+from outputd.cli import bazelrc, config, doctor, gc, restart, serve, status, stuck, verify
 from outputd.cli.console import Console, ExitCode
 from outputd.config import InvalidSettings
 from outputd.errors import OutputdError
@@ -29,6 +29,7 @@ examples:
   outputd status                           what is mounted, built, stored
   outputd gc --dry-run                     what the store holds, and what of it could go
   outputd stuck                            who waits, since when, for what
+  outputd restart                          run a new version, while what is open stays open
   outputd doctor                           what is wrong, and how to put it right
 
 exit codes: 0 done, 1 failed, 2 wrong command line, 3 wrong setting, 4 no daemon answers"""
@@ -49,7 +50,7 @@ class Verb(Protocol):
     def run(self, arguments: argparse.Namespace, console: Console) -> ExitCode: ...
 
 
-VERBS: Final[tuple[Verb, ...]] = (serve, bazelrc, status, verify, stuck, gc, doctor, config)
+VERBS: Final[tuple[Verb, ...]] = (serve, bazelrc, status, verify, stuck, gc, restart, doctor, config)
 
 
 def make_parser() -> argparse.ArgumentParser:

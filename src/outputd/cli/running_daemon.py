@@ -25,14 +25,25 @@ def answering(settings: Config, environ: Mapping[str, str]) -> tuple[str, GetSta
     return ask_daemon(settings, environ, lambda target, seconds: (target, fetch_status(target, seconds)))
 
 
+def find_daemon(settings: Config, environ: Mapping[str, str]) -> tuple[Address, GetStatusResponse]:
+    """The first address that answers, and the daemon's status. Raises what went wrong at the first address."""
+    return _first_answer(settings, environ, fetch_status)
+
+
 def ask_daemon(
     settings: Config, environ: Mapping[str, str], question: Callable[[str, float], Answer]
 ) -> Answer:
     """What `question(target, seconds)` tells of the first address that answers. Raises what went wrong at the first address."""
+    return _first_answer(settings, environ, question)[1]
+
+
+def _first_answer(
+    settings: Config, environ: Mapping[str, str], question: Callable[[str, float], Answer]
+) -> tuple[Address, Answer]:
     first: OutputdError | None = None
     for address in settings.listen.addresses:
         try:
-            return _ask_at(address, environ, question)
+            return address, _ask_at(address, environ, question)
         except OutputdError as wrong:
             first = first or wrong
     assert first is not None, "the settings hold at least one address"

@@ -90,6 +90,8 @@ def as_data(status: GetStatusResponse) -> dict[str, object]:
             "free_files": status.store.free_files if status.store.total_files else None,
         },
         "remote": _remote_data(status),
+        "restarts": status.restarts,
+        "restart_error": status.restart_error or None,
     }
 
 
@@ -168,6 +170,10 @@ def _lines(status: GetStatusResponse, console: Console) -> Iterator[str]:
             ("remote", remote),
         ]
     )
+    if status.restart_error:
+        yield console.paint(
+            Colour.YELLOW, f"warning: the last restart came to nothing: {status.restart_error}"
+        )
     yield ""
     if not status.output_bases:
         yield "no output bases yet: `outputd bazelrc` tells how to make Bazel use this daemon"

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import TypeVar
 
 from outputd.drive.content import Content
 from outputd.drive.loader import Loader
 from outputd.drive.open_file import NotLocal, TooLong
+from outputd.tree.node import Child, Directory
 from outputd.tree.status import NotLoaded
 
 T = TypeVar("T")
@@ -19,6 +20,10 @@ class Driver:
     def __init__(self, loader: Loader, content: Content) -> None:
         self._loader = loader
         self._content = content
+
+    async def peek(self, directory: Directory) -> Mapping[bytes, Child]:
+        """See Loader.peek."""
+        return await self._loader.peek(directory)
 
     async def run(self, operation: Callable[[], T]) -> T:
         """The result of `operation`, called again after whatever it lacked was brought.

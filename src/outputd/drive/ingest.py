@@ -76,6 +76,11 @@ class Ingest:
                 return None
         return file.content if file.content.function is function else None
 
+    @property
+    def busy(self) -> bool:
+        """Whether files wait to become blobs."""
+        return bool(self._waiting)
+
     async def settle(self) -> None:
         """Wait until everything that is closed now is a blob, or was refused by the disk."""
         for waiting in list(self._waiting.values()):

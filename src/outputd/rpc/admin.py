@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import os
 import time
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import aclosing
 from dataclasses import dataclass
 
@@ -61,6 +61,14 @@ class StoreFacts:
     collection: Collection
 
 
+@dataclass(frozen=True, slots=True)
+class RestartFacts:
+    """See GetStatusResponse."""
+
+    count: int
+    error: str
+
+
 class Admin:
     """The service. What it tells comes from where it is known, at the moment of the question."""
 
@@ -75,6 +83,8 @@ class Admin:
         operations: Operations,
         verification: Verification,
         tasks: asyncio.TaskGroup,
+        restart: Callable[[], Awaitable[None]],
+        restarts: Callable[[], RestartFacts],
     ) -> None:
         """`begin_count` has the store's blobs counted in the background, for a later question."""
         self._verification = verification
@@ -86,12 +96,15 @@ class Admin:
         self._remote = remote
         self._operations = operations
         self._tasks = tasks
+        self._restart = restart
+        self._restarts = restarts
         self._began = time.monotonic()
 
     async def get_status(
         self, _request: admin_pb2.GetStatusRequest, _context: Context
     ) -> admin_pb2.GetStatusResponse:
         mount = self._mount()
+        restarts = self._restarts()
         usage = await asyncio.to_thread(self._store.store.usage)
         high_mark = self._store.limits.high_mark
         if usage.blobs < 0:
@@ -114,6 +127,8 @@ class Admin:
                 keep_free_bytes=self._store.limits.free_goal(usage.total),
                 high_mark_bytes=0 if high_mark is None else high_mark.of(usage.total),
             ),
+            restarts=restarts.count,
+            restart_error=restarts.error,
         )
         reply.uptime.FromMilliseconds(int((time.monotonic() - self._began) * 1000))
         for base in await self._builds.describe():
@@ -190,6 +205,12 @@ class Admin:
         if isinstance(result, Exception):
             raise result
         yield admin_pb2.CollectGarbageResponse(report=_report(result))
+
+    async def restart(
+        self, _request: admin_pb2.RestartRequest, _context: Context
+    ) -> admin_pb2.RestartResponse:
+        await self._restart()
+        return admin_pb2.RestartResponse()
 
     def _describe_remote(self, reply: admin_pb2.Remote, remote: RemoteFacts) -> None:
         reply.url = remote.url

@@ -25,10 +25,12 @@ from outputd._proto.admin_pb2 import (
     ListOperationsResponse,
     Loss,
     OutputBase,
+    RestartRequest,
+    RestartResponse,
     VerifyRequest,
     VerifyResponse,
 )
-from outputd.errors import Invalid, OutputdError, TimedOut, Unavailable
+from outputd.errors import Invalid, OutputdError, Precondition, TimedOut, Unavailable
 from outputd.rpc.client import CHANNEL_OPTIONS, Stub
 
 __all__ = [
@@ -39,6 +41,7 @@ __all__ = [
     "Loss",
     "OutputBase",
     "VerifyResponse",
+    "ask_restart",
     "collect_garbage",
     "fetch_operations",
     "fetch_status",
@@ -67,11 +70,18 @@ def fetch_operations(target: str, seconds: float, older_than: float) -> ListOper
     return asyncio.run(_ask(target, seconds, "ListOperations", request, ListOperationsResponse))
 
 
+def ask_restart(target: str, seconds: float) -> None:
+    """Have the daemon restart. Raises Precondition when it cannot, and as `fetch_status`."""
+    asyncio.run(_ask(target, seconds, "Restart", RestartRequest(), RestartResponse))
+
+
 async def _ask(target: str, seconds: float, method: str, request: Message, reply: type[Reply]) -> Reply:
     async with grpc.aio.insecure_channel(target, options=_OPTIONS) as channel:
         admin = Stub(channel, admin_pb2.DESCRIPTOR.services_by_name["Admin"])
         try:
             return await admin.call(method, request, reply, timeout=seconds)
+        except Precondition:
+            raise
         except TimedOut as wrong:
             raise TimedOut(
                 f"{target} does not answer within {seconds:g} s; what listens there is busy or stuck"

@@ -80,6 +80,8 @@ class CachedStore:
             for flight in list(store._flights.values()):
                 flight.close(Unavailable("the store is closing"))
         await self._tasks.__aexit__(kind, error, traceback)
+        for blob in self._ranged.values():
+            blob.save()
 
     @property
     def local(self) -> LocalStore:

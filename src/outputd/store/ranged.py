@@ -100,6 +100,15 @@ class RangedBlob:
         self._users -= 1
         self._end_if_idle()
 
+    def save(self) -> None:
+        """Write down what is here of it, for another run."""
+        partial = self._partial
+        if os.path.lexists(partial.path):  # else it became a blob
+            try:
+                partial.save()
+            except OSError as error:
+                _log.warning("%s: what is here of it cannot be written down: %s", partial.path, error)
+
     async def whole(self, remote: RemoteBlobs) -> None:
         """Return when all of it is here and was verified; whether it is a blob of the local store then, that store says.
 
@@ -233,14 +242,9 @@ class RangedBlob:
     def _end_if_idle(self) -> None:
         if self._users or self._runs or self._completing:
             return
-        partial = self._partial
-        if os.path.lexists(partial.path):
-            try:
-                partial.save()
-            except OSError as error:
-                _log.warning("%s: what is here of it cannot be written down: %s", partial.path, error)
-        partial.close()
-        self._finished(partial)
+        self.save()
+        self._partial.close()
+        self._finished(self._partial)
 
 
 class RangedReading:

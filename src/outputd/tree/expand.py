@@ -90,6 +90,7 @@ def expanding(directory: Directory, listing: Listing, record: bytes | None) -> G
     volume.unmet.pop(directory, None)
     for below in maker.unmet:
         volume.unmet[below] = None
+    volume.inodes.meet(directory)
     # Local bytes may change without a word, so where they lie no digest lasts (merkle.py); that must hold now as before.
     if outdated or any(
         isinstance(node, File) and isinstance(node.content, Local) for node in leftovers.values()

@@ -287,6 +287,9 @@ class Inodes(dict[int, "Node"]):
         assert isinstance(child, bytes)
         return unpack(child, page.directory, name)
 
+    def meet(self, directory: Directory) -> None:
+        """Is shown every directory that is expanded. Nobody is awaited here."""
+
     def knows(self, packed: PackedFile) -> bool:
         """Whether it counts a reference, so that it may not go without leaving a node."""
         return bool(self.listed) and packed_ino(packed) in self.listed
@@ -370,6 +373,11 @@ def blob_of(child: Child | None) -> Digest | None:
     return child.content if isinstance(child, File) and isinstance(child.content, Digest) else None
 
 
+def first_ino(number: int) -> int:
+    """The inode number that the root of a volume gets."""
+    return (number << 40) + 1
+
+
 class Volume:
     """One output path: the unit of identity, of writing, and of hard links and renames."""
 
@@ -391,7 +399,7 @@ class Volume:
     def __init__(self, number: int, now: int, *, writable: bool) -> None:
         self.number = number
         """Distinct for each volume that ever was; the upper bits of its inode numbers."""
-        self.next_ino = (number << 40) + 1
+        self.next_ino = first_ino(number)
         self.writable = writable
         self.function = DigestFunction.SHA256
         """What local files are hashed with: the digest function of the last build."""

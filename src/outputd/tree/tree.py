@@ -12,6 +12,7 @@ from typing import Final
 from outputd.digest import Digest
 from outputd.tree.freeing import dismantle, is_free
 from outputd.tree.identity import identify
+from outputd.tree.inodes import KernelInodes
 from outputd.tree.links import (
     add_name,
     give_up_unmet,
@@ -59,7 +60,7 @@ class Tree:
         frame.next_ino = ROOT_INO + 1
         self.outputs = Directory(stat.S_IFDIR | 0o555, now, frame)
         self._enter(self.root, b"outputs", self.outputs, now)
-        self.inodes = frame.inodes
+        self.inodes = frame.inodes = KernelInodes()
         """What the kernel knows, by inode number."""
         self.inodes[ROOT_INO] = self.root
         self.nameless: dict[File, Volume] = {}
@@ -68,8 +69,7 @@ class Tree:
         """What the kernel may remember wrongly since a change that did not come from it: a name of a directory, or the
         attributes of a node (None). Whoever made the change takes the list and tells the kernel."""
         self.dropped: list[Node] = []
-        """Local files and subtrees that lost their last name, and files the kernel's last reference too; drive takes them and frees
-        what they hold."""
+        """Local files and subtrees that lost their last name, and files the kernel's last reference too; for drive to free."""
 
     # identity
 
@@ -89,10 +89,7 @@ class Tree:
         """The kernel dropped `count` references (FUSE_FORGET)."""
         node = self.inodes.get(ino)
         if node is None:
-            listed = self.inodes.listed
-            listed.pop(ino, None)
-            if not listed:
-                listed.clear()  # gives back the room of what was in it
+            self.inodes.forget_unmet(ino, count)
             return
         node.lookups -= count
         if node.lookups <= 0 and ino != ROOT_INO:

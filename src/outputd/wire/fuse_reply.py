@@ -393,6 +393,11 @@ def notify_inc_epoch() -> bytes:
     return _OUT_HEADER.pack(16, NotifyCode.INC_EPOCH, 0)
 
 
+def notify_resend() -> bytes:
+    """Every request that was read and not answered is to be sent again (7.40); takes no lock."""
+    return _OUT_HEADER.pack(16, NotifyCode.RESEND, 0)
+
+
 def notification_name(message: bytes) -> str:
     """What a notification encoded here is called, for an error's text."""
     return NotifyCode(_OUT_HEADER.unpack_from(message)[1]).name

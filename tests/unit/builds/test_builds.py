@@ -414,3 +414,16 @@ def test_no_answer_before_the_kernel_was_told(tmp_path: Path) -> None:
 
 async def _stage_one(w: World) -> None:
     await w.stage(("a", B))
+
+
+def test_a_build_outlives_checkpoints_after_which_nothing_was_written(tmp_path: Path) -> None:
+    async def main() -> None:
+        async with world(tmp_path) as w:
+            await w.start()
+            await w.stage(("staged", w.cas.add(b"x")))
+        for _ in range(2):
+            async with world(tmp_path) as w:
+                assert w.builds.function("b1") is SHA256
+                assert list(await w.listing()) == ["staged"]
+
+    asyncio.run(main())

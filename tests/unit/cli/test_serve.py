@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import logging
 import os
 import stat
@@ -15,9 +16,12 @@ import pytest
 
 from outputd.config import Config, Places, TcpAddress
 from outputd.errors import Precondition
+from outputd.front.fuse.handover import VERSION, Agreed, Handover
+from outputd.front.fuse.mount import Mount
+from outputd.restart import Departure
 from tests.unit.cli.conftest import Commands
 
-Serve = Callable[[Config], Coroutine[Any, Any, None]]
+Serve = Callable[..., Coroutine[Any, Any, Departure | None]]
 
 
 def play(monkeypatch: pytest.MonkeyPatch, serve: Serve) -> None:
@@ -29,7 +33,7 @@ def play(monkeypatch: pytest.MonkeyPatch, serve: Serve) -> None:
 def test_settings_reach_the_daemon(outputd: Commands, monkeypatch: pytest.MonkeyPatch) -> None:
     served: list[Config] = []
 
-    async def serve(config: Config) -> None:
+    async def serve(config: Config, *_: object) -> None:
         await asyncio.sleep(0)
         served.append(config)
         logging.getLogger("outputd.daemon").info("served")
@@ -49,7 +53,7 @@ def test_settings_reach_the_daemon(outputd: Commands, monkeypatch: pytest.Monkey
 def test_without_uvloop(outputd: Commands, monkeypatch: pytest.MonkeyPatch) -> None:
     loops: list[str] = []
 
-    async def serve(config: Config) -> None:
+    async def serve(config: Config, *_: object) -> None:
         loops.append(type(asyncio.get_running_loop()).__module__)
 
     play(monkeypatch, serve)
@@ -60,7 +64,7 @@ def test_without_uvloop(outputd: Commands, monkeypatch: pytest.MonkeyPatch) -> N
 
 
 def test_an_error_of_the_daemon(outputd: Commands, monkeypatch: pytest.MonkeyPatch) -> None:
-    async def serve(config: Config) -> None:
+    async def serve(config: Config, *_: object) -> None:
         raise Precondition("/m: an outputd is mounted here already")
 
     play(monkeypatch, serve)
@@ -72,7 +76,7 @@ def test_an_error_of_the_daemon(outputd: Commands, monkeypatch: pytest.MonkeyPat
 def test_the_directory_in_tmp_is_made_private(
     outputd: Commands, monkeypatch: pytest.MonkeyPatch, tmp_path: os.PathLike[str]
 ) -> None:
-    async def serve(config: Config) -> None:
+    async def serve(config: Config, *_: object) -> None:
         pass
 
     play(monkeypatch, serve)
@@ -84,3 +88,32 @@ def test_the_directory_in_tmp_is_made_private(
     spoken = outputd("serve", "--listen", f"unix:{fallback}/outputd.sock")
     assert spoken.code == 1
     assert "is not a directory of yours alone" in spoken.err
+
+
+def test_check_starts_nothing(outputd: Commands, monkeypatch: pytest.MonkeyPatch) -> None:
+    async def serve(config: Config, *_: object) -> None:
+        raise AssertionError("nothing is to be started")
+
+    play(monkeypatch, serve)
+    spoken = outputd("serve", "--check", "--mount", "/m", "--state-dir", "/s", "--cache-dir", "/c")
+    assert (spoken.code, spoken.err) == (0, "")
+    told = json.loads(spoken.out)
+    assert told.pop("version")
+    assert told == {"handover": VERSION, "mount": "/m", "state_dir": "/s", "cache_dir": "/c"}
+
+
+def test_what_goes_over_is_taken_to_the_next_program(
+    outputd: Commands, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    departure = Departure(
+        Handover(Mount("/m", 5, 1, by_us=True, created=False, replaced=0), Agreed(45, 0, False)), lock=6
+    )
+    left: list[Departure] = []
+
+    async def serve(config: Config, *_: object) -> Departure:
+        return departure
+
+    play(monkeypatch, serve)
+    monkeypatch.setattr("outputd.restart.leave", left.append)
+    assert outputd("serve").code == 0
+    assert left == [departure]

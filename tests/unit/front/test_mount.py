@@ -158,6 +158,37 @@ def test_a_living_outputd_is_left_alone(
         mount(place)
 
 
+@pytest.mark.parametrize("fstype", ["fuse", "fuse.sshfs"])
+def test_what_others_serve_is_not_even_looked_at(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, fstype: str
+) -> None:
+    place = os.path.realpath(tmp_path)
+    monkeypatch.setattr(module, "topmost", lambda path: MountEntry(52, place, fstype, "host:/dir"))
+    monkeypatch.setattr(module, "_prepare", lambda path: pytest.fail("it was looked at"))
+    with pytest.raises(Precondition, match=f"type {fstype} from host:/dir is mounted here"):
+        mount(place)
+
+
+def test_the_slower_of_two_gives_way(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    place = os.path.realpath(tmp_path)
+    taken_off: list[bool] = []
+    null = os.open(os.devnull, os.O_RDONLY)
+    monkeypatch.setattr(module, "_mount_by_us", lambda path, options: os.dup(null))
+    monkeypatch.setattr(module, "topmost", lambda path: None)
+    both = [MountEntry(52, place, FSTYPE, "outputd"), MountEntry(53, place, FSTYPE, "outputd")]
+    monkeypatch.setattr(module, "_mounted_on", lambda path: both)
+    monkeypatch.setattr(module, "_take_off", lambda path, *, by_us, lazy: taken_off.append(lazy))
+    monkeypatch.setattr(module, "connection_of", lambda fd: 53)
+    with pytest.raises(Precondition, match="another outputd was mounted here at the same moment"):
+        mount(place, by_us=True)
+    assert taken_off == [True]
+    monkeypatch.setattr(module, "connection_of", lambda fd: 52)
+    mounted = mount(place, by_us=True)
+    assert mounted.connection == 52
+    os.close(mounted.fd)
+    os.close(null)
+
+
 # --- fusermount3, played by a script
 
 

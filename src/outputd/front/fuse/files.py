@@ -12,6 +12,8 @@ from outputd.drive.content import Content
 from outputd.drive.disk_error import disk_error
 from outputd.drive.open_file import NotLocal, OpenFile
 from outputd.front.fuse.answers import Answers
+from outputd.front.fuse.handover import Opened
+from outputd.front.fuse.kept import KeptHandles
 from outputd.front.fuse.passthrough import Passthrough
 from outputd.store.waiting import in_thread
 from outputd.tree.node import MAX_NAME, Directory, File
@@ -40,11 +42,13 @@ from outputd.wire.fuse_request import (
 class Handle:
     """An open file description of the kernel."""
 
-    __slots__ = ("opened", "writing")
+    __slots__ = ("opened", "slot", "writing")
 
-    def __init__(self, opened: OpenFile, flags: int) -> None:
+    def __init__(self, opened: OpenFile, *, writing: bool, slot: int) -> None:
         self.opened = opened
-        self.writing = flags & os.O_ACCMODE != os.O_RDONLY
+        self.writing = writing
+        self.slot = slot
+        """Where it is kept (kept.py)."""
 
 
 class Files:
@@ -58,6 +62,7 @@ class Files:
         passthrough: Passthrough,
         store_dir: str,
         send: Callable[[list[bytes | memoryview]], object],
+        kept: KeptHandles,
     ) -> None:
         """`store_dir` lies on the file system whose room statfs(2) tells; `send` writes a reply that comes in parts."""
         self._tree = tree
@@ -66,8 +71,34 @@ class Files:
         self._passthrough = passthrough
         self._store_dir = store_dir
         self._send = send
+        self._kept = kept
         self._handles: dict[int, Handle] = {}
-        self._next_fh = 1
+        self.next_fh = 1
+        """The number of the next handle; none comes twice in the life of a mount."""
+        self.lossy = False
+        """Some handles that an earlier process gave out are not known here."""
+
+    def departing(self) -> list[Opened]:
+        """The open handles, for the next process."""
+        by_inode: dict[OpenFile, list[tuple[int, bool]]] = {}
+        for fh, handle in self._handles.items():
+            by_inode.setdefault(handle.opened, []).append((fh, handle.writing))
+        return [
+            Opened(
+                opened.file.ino, opened.instance_name, self._passthrough.backing(opened), opened.seen, handles
+            )
+            for opened, handles in by_inode.items()
+        ]
+
+    def reopen(self, file: File, known: Opened) -> None:
+        """The handles of one inode, which an earlier process gave out. Raises NotLocal where what was written is not here."""
+        for fh, writing in known.handles:
+            opened = self._content.open(file, writing=writing)
+            slot = self._kept.opened(fh, file.ino, known.backing, writing=writing)
+            self._handles[fh] = Handle(opened, writing=writing, slot=slot)
+        opened.instance_name = known.instance_name or opened.instance_name
+        if known.backing:
+            self._passthrough.reopened(opened, known.backing, known.seen)
 
     @property
     def open_handles(self) -> int:
@@ -127,8 +158,7 @@ class Files:
         opened = self._open(file, flags)
         if open_flags & OPEN_KILL_SUIDGID:  # beside O_TRUNC
             self._tree.drop_privileges(file)
-        fh = self._handle(opened, flags)
-        return open_reply(unique, fh, *self._passthrough.flags(opened, writing=self._handles[fh].writing))
+        return open_reply(unique, *self._handle(opened, flags))
 
     def read(
         self, unique: int, nodeid: int, uid: int, gid: int, message: memoryview, end: int
@@ -154,7 +184,12 @@ class Files:
 
     def drop(self, fh: int) -> None:
         """The kernel has, or never got, this handle."""
-        handle = self._handles.pop(fh)
+        handle = self._handles.pop(fh, None)
+        if handle is None:
+            if not self.lossy:
+                raise KeyError(fh)
+            return
+        self._kept.closed(handle.slot)
         self._content.release(handle.opened, writing=handle.writing)
         self._passthrough.released(handle.opened)
 
@@ -203,19 +238,21 @@ class Files:
 
     def _created(self, unique: int, file: File, directory: Directory, opened: OpenFile, flags: int) -> bytes:
         ino = self._tree.remember(file, directory)
-        fh = self._handle(opened, flags)
         return create_reply(
             unique,
             ino,
             0,
             self._answers.validity,
             self._answers.attributes(file),
-            fh,
-            *self._passthrough.flags(opened, writing=self._handles[fh].writing),
+            *self._handle(opened, flags),
         )
 
-    def _handle(self, opened: OpenFile, flags: int) -> int:
-        fh = self._next_fh
-        self._next_fh += 1
-        self._handles[fh] = Handle(opened, flags)
-        return fh
+    def _handle(self, opened: OpenFile, flags: int) -> tuple[int, int, int]:
+        """A new handle: its number, and `open_flags` and `backing_id` of the reply."""
+        fh = self.next_fh
+        self.next_fh += 1
+        writing = flags & os.O_ACCMODE != os.O_RDONLY
+        open_flags, backing = self._passthrough.flags(opened, writing=writing)
+        slot = self._kept.opened(fh, opened.file.ino, backing, writing=writing)
+        self._handles[fh] = Handle(opened, writing=writing, slot=slot)
+        return fh, open_flags, backing

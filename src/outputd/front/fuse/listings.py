@@ -11,6 +11,7 @@ from typing import Final
 
 from outputd.digest import Digest
 from outputd.front.fuse.answers import Answers
+from outputd.front.fuse.handover import OpenDirectory
 from outputd.tree.identity import identify_all, remember_all
 from outputd.tree.node import SHARED, Child, Directory, File, Node, packed_attributes, packed_size
 from outputd.tree.tree import Tree
@@ -79,14 +80,29 @@ class _Order:
             yield from zip(islice(cookies, start, None), islice(bucket, start, None), strict=True)
 
 
+class _GivenOrder:
+    """Names with the cookies that an earlier process gave them, whose hashes were others."""
+
+    __slots__ = ("pairs",)
+
+    def __init__(self, pairs: list[tuple[int, bytes]]) -> None:
+        self.pairs = pairs
+
+    def behind(self, cookie: int) -> Iterator[tuple[int, bytes]]:
+        """As `_Order.behind`."""
+        return iter(self.pairs[bisect_right(self.pairs, cookie, key=lambda pair: pair[0]) :])
+
+
 class _Listing:
     """An open directory."""
 
-    __slots__ = ("directory", "order")
+    __slots__ = ("directory", "lost", "order")
 
     def __init__(self, directory: Directory) -> None:
         self.directory = directory
-        self.order: _Order | None = None
+        self.lost = False
+        """Somebody may come with a cookie that means nothing here."""
+        self.order: _Order | _GivenOrder | None = None
         """Taken when reading begins. A name that went since is left out; one that came is seen after rewinddir(3) (POSIX)."""
 
 
@@ -97,14 +113,17 @@ class Listings:
         self._tree = tree
         self._answers = answers
         self._open: dict[int, _Listing] = {}
-        self._next_fh = 1
+        self.next_fh = 1
+        """The number of the next handle."""
+        self.lossy = False
+        """Handles that an earlier process gave out are not known here."""
 
     def opendir(self, unique: int, nodeid: int, uid: int, gid: int, message: memoryview, end: int) -> bytes:
         directory = self._tree.inodes[nodeid]
         if not isinstance(directory, Directory):
             return error_reply(unique, errno.ENOTDIR)
-        fh = self._next_fh
-        self._next_fh += 1
+        fh = self.next_fh
+        self.next_fh += 1
         self._open[fh] = _Listing(directory)
         flags = FOPEN_CACHE_DIR
         if directory.listed == directory.ctime:
@@ -115,12 +134,12 @@ class Listings:
     def readdir(
         self, unique: int, nodeid: int, uid: int, gid: int, message: memoryview, end: int
     ) -> bytes | Awaitable[bytes]:
-        return self._read(unique, message, end, plus=False)
+        return self._read(unique, nodeid, message, end, plus=False)
 
     def readdirplus(
         self, unique: int, nodeid: int, uid: int, gid: int, message: memoryview, end: int
     ) -> bytes | Awaitable[bytes]:
-        return self._read(unique, message, end, plus=True)
+        return self._read(unique, nodeid, message, end, plus=True)
 
     def releasedir(
         self, unique: int, nodeid: int, uid: int, gid: int, message: memoryview, end: int
@@ -130,11 +149,39 @@ class Listings:
 
     def drop(self, fh: int) -> None:
         """The kernel has closed, or never got, this handle."""
-        del self._open[fh]
+        if self._open.pop(fh, None) is None and not self.lossy:
+            raise KeyError(fh)
 
-    def _read(self, unique: int, message: memoryview, end: int, *, plus: bool) -> bytes | Awaitable[bytes]:
+    def departing(self) -> list[OpenDirectory]:
+        """The open directories, for the next process, with every cookie that somebody may come back with."""
+        return [
+            OpenDirectory(fh, listing.directory.ino, _cookies(listing)) for fh, listing in self._open.items()
+        ]
+
+    def reopen(self, directory: Directory, known: OpenDirectory) -> None:
+        """A handle that an earlier process gave out."""
+        self._open[known.fh] = listing = _Listing(directory)
+        if known.order is not None:
+            listing.order = _GivenOrder(known.order)
+
+    def _lost(self, fh: int, nodeid: int) -> _Listing:
+        """A handle that a process gave out which was killed: it can be read from the beginning."""
+        if not self.lossy:
+            raise KeyError(fh)
+        directory = self._tree.inodes[nodeid]
+        assert isinstance(directory, Directory)
+        listing = self._open[fh] = _Listing(directory)
+        listing.lost = True
+        return listing
+
+    def _read(
+        self, unique: int, nodeid: int, message: memoryview, end: int, *, plus: bool
+    ) -> bytes | Awaitable[bytes]:
         fh, cookie, size, _, _, _ = decode_read(message, end)
-        listing = self._open[fh]
+        listing = self._open.get(fh) or self._lost(fh, nodeid)
+        if cookie and listing.lost:
+            return error_reply(unique, errno.ESTALE)  # nobody knows which name it stood for
+        listing.lost = False
         if cookie == 0 or listing.order is None:
             names = list(self._tree.children(listing.directory))
             order = _Order(len(names))
@@ -162,7 +209,14 @@ class Listings:
         return self._page(unique, listing.directory, order, cookie, size, plus=plus)
 
     def _page(
-        self, unique: int, directory: Directory, order: _Order, cookie: int, size: int, *, plus: bool
+        self,
+        unique: int,
+        directory: Directory,
+        order: _Order | _GivenOrder,
+        cookie: int,
+        size: int,
+        *,
+        plus: bool,
     ) -> bytes:
         """As many records behind `cookie` as fit."""
         encode, size_of = (self._record_plus, direntplus_size) if plus else (self._record, dirent_size)
@@ -235,3 +289,15 @@ class Listings:
                 records.append(self._record_plus(name, child, cookie))
                 continue
             records.append(direntplus_of_blob(ino, cookie, name, validity, size, attributes, mode))
+
+
+def _cookies(listing: _Listing) -> list[tuple[int, bytes]] | None:
+    """All that were given, or may have been: the kernel reads on in a listing that it took by another handle of ours."""
+    if isinstance(listing.order, _GivenOrder):
+        return listing.order.pairs
+    children = listing.directory.children
+    if children is None:
+        return None
+    order = _Order(len(children))
+    order.add(children)
+    return list(order.behind(0))

@@ -24,12 +24,12 @@ from enum import StrEnum
 from typing import Final
 
 from outputd.errors import Invalid, OutputdError, Precondition, TimedOut, Unavailable, Unsupported
+from outputd.front.fuse.connection import abort_connection, connection_of
 
 FSTYPE: Final = "fuse.outputd"
 """With a subtype of our own, updatedb and `find -fstype` can leave the tree alone."""
 SOURCE: Final = "outputd"
 DEVICE: Final = "/dev/fuse"
-CONNECTIONS: Final = "/sys/fs/fuse/connections"
 
 # sys/mount.h
 _MS_NOSUID: Final = 2
@@ -119,8 +119,13 @@ def _unescape(field: bytes) -> str:
 
 def topmost(path: str) -> MountEntry | None:
     """The mount that is seen at `path`, a real path; does not touch the file system there."""
+    return next(reversed(_mounted_on(path)), None)
+
+
+def _mounted_on(path: str) -> list[MountEntry]:
+    """The mounts at `path`, each covering those before it."""
     with open("/proc/self/mountinfo", "rb") as file:
-        return next((e for e in reversed(parse_mountinfo(file.read())) if e.mount_point == path), None)
+        return [entry for entry in parse_mountinfo(file.read()) if entry.mount_point == path]
 
 
 # --- mounting
@@ -149,11 +154,30 @@ def mount(
         fd, by_us = _mount_either_way(path, options)
     else:
         fd = _mount_by_us(path, options) if by_us else _mount_by_fusermount(path, options)
-    entry = topmost(path)
-    if entry is None or entry.fstype != FSTYPE:
+    try:
+        connection = _first_here(path, fd, by_us=by_us)
+    except BaseException:
         os.close(fd)
-        raise Unavailable(f"{path}: mounted, but /proc/self/mountinfo shows {entry or 'nothing'} there")
-    return Mount(path, fd, entry.minor, by_us, created, replaced)
+        raise
+    return Mount(path, fd, connection, by_us, created, replaced)
+
+
+def _first_here(path: str, fd: int, *, by_us: bool) -> int:
+    """The connection of what was just mounted. Raises Precondition, and takes it off, when another outputd was faster: both have
+    found the place free then."""
+    entries = [entry for entry in _mounted_on(path) if entry.fstype == FSTYPE]
+    if not entries:
+        raise Unavailable(
+            f"{path}: mounted, but /proc/self/mountinfo shows {topmost(path) or 'nothing'} there"
+        )
+    connection = connection_of(fd) or entries[-1].minor
+    if entries[0].minor != connection:
+        _take_off(path, by_us=by_us, lazy=True)
+        raise Precondition(
+            f"{path}: another outputd was mounted here at the same moment (connection {entries[0].minor}); choose another mount "
+            "point, or start only one"
+        )
+    return connection
 
 
 def _mount_either_way(path: str, options: list[str]) -> tuple[int, bool]:
@@ -192,6 +216,7 @@ def _clear_dead(path: str) -> int:
     for cleared in range(64):
         entry = topmost(path)
         if entry is None or entry.fstype != FSTYPE:
+            _refuse_foreign(path, entry)
             return cleared
         code = probe(path, PROBE_DEADLINE)
         if code != errno.ENOTCONN:
@@ -210,6 +235,14 @@ def _clear_dead(path: str) -> int:
     raise Precondition(
         f"{path}: more than 64 dead mounts lie here; take them off with `fusermount3 -uz {path}`"
     )
+
+
+def _refuse_foreign(path: str, entry: MountEntry | None) -> None:
+    # Before anybody looks into it: it may be dead, or hang.
+    if entry is not None and entry.fstype.partition(".")[0] == "fuse":
+        raise Precondition(
+            f"{path}: a file system of type {entry.fstype} from {entry.source} is mounted here; choose another mount point"
+        )
 
 
 def probe(path: str, deadline: float) -> int | None:
@@ -436,31 +469,5 @@ def _umount2(path: str, flags: int) -> None:
 
 
 def abort(mount: Mount) -> None:
-    """Fail every request the kernel still waits for, and all later ones; the last resort against a hang.
-
-    Closing every copy of the device does the same, but while a write to it hangs it is not closed (fdget()).
-    """
-    control = f"{CONNECTIONS}/{mount.connection}/abort"
-    try:
-        if os.path.exists(control):
-            _write_one(control)
-        else:
-            _abort_without_fusectl(mount)
-    except OSError as error:
-        raise Unavailable(f"{control}: cannot be written: {error.strerror}") from error
-
-
-def _abort_without_fusectl(mount: Mount) -> None:
-    # systemd mounts fusectl; a container has none. The directory is there, so lend it one for a moment.
-    if _libc.mount(b"fusectl", CONNECTIONS.encode(), b"fusectl", ctypes.c_ulong(0), None):
-        code = ctypes.get_errno()
-        raise Unavailable(f"{CONNECTIONS}: fusectl is not mounted and cannot be: {os.strerror(code)}")
-    try:
-        _write_one(f"{CONNECTIONS}/{mount.connection}/abort")
-    finally:
-        _umount2(CONNECTIONS, _MNT_DETACH)
-
-
-def _write_one(path: str) -> None:
-    with open(path, "wb", buffering=0) as file:
-        file.write(b"1")
+    """Fail every request the kernel still waits for, and all later ones; the last resort against a hang."""
+    abort_connection(mount.connection)

@@ -66,6 +66,8 @@ class Names:
         self._content = content
         self._answers = answers
         self._inodes = tree.inodes
+        self.forgetting = 0
+        """Messages with FORGETs that are being worked off."""
 
     def lookup(self, unique: int, nodeid: int, uid: int, gid: int, message: memoryview, end: int) -> bytes:
         directory = self._inodes[nodeid]
@@ -85,6 +87,7 @@ class Names:
     def batch_forget(
         self, unique: int, nodeid: int, uid: int, gid: int, message: memoryview, end: int
     ) -> None:
+        self.forgetting += 1
         self._forget(decode_batch_forget(message, end))
 
     def _forget(self, forgets: Iterator[tuple[int, int]]) -> None:
@@ -95,6 +98,8 @@ class Names:
             if time.monotonic() > until:
                 asyncio.get_running_loop().call_soon(self._forget, forgets)
                 break
+        else:
+            self.forgetting -= 1
         if self._tree.dropped:
             self._dropped()
 

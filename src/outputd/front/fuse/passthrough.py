@@ -65,6 +65,20 @@ class Passthrough:
         except OSError as error:
             _log.debug("a backing file was gone already: %s", error.strerror)  # with the connection
 
+    def backing(self, opened: OpenFile) -> int:
+        """The kernel's id of an inode's backing file; 0 where there is none."""
+        return self._backings.get(opened, 0)
+
+    def reopened(self, opened: OpenFile, backing: int, seen: int) -> None:
+        """An earlier process gave the kernel the inode's file, and had accounted for what was written until `seen`."""
+        self._backings[opened] = backing
+        try:
+            self._content.descriptor(opened)
+        except NotLocal:
+            pass  # the store has lost a blob; the kernel still has it
+        opened.direct = True
+        opened.seen = seen
+
     def _back(self, opened: OpenFile) -> int:
         """Hand the inode's file to the kernel; 0 when it must be served by us."""
         try:

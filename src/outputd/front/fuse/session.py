@@ -22,6 +22,7 @@ from outputd.errors import OutputdError, Throttled
 from outputd.front.fuse.channel import MAX_WRITE, Channel, Notifier
 from outputd.front.fuse.errnos import of_error
 from outputd.front.fuse.files import Files
+from outputd.front.fuse.handover import Agreed
 from outputd.front.fuse.listings import Listings
 from outputd.front.fuse.names import Names
 from outputd.front.fuse.passthrough import Passthrough
@@ -92,14 +93,17 @@ class Session:
         ranges: Ranges,
         xattrs: Xattrs | None,
         passthrough: Passthrough,
+        on_agreed: Callable[[Agreed], None],
     ) -> None:
-        """Without `xattrs` the kernel is told that there are none, and asks no more."""
+        """Without `xattrs` the kernel is told that there are none, and asks no more. `on_agreed` is told what INIT settled."""
+        self._on_agreed = on_agreed
         self._tree = tree
         self._driver = driver
         self._reaper = reaper
         self._channel = channel
         self._notifier = notifier
         self._tasks = tasks
+        self._names = names
         self._files = files
         self._listings = listings
         self._passthrough = passthrough
@@ -184,10 +188,8 @@ class Session:
             if len(self._waiting) >= self._most_waiting and not isinstance(need, TooLong):
                 self._fail(request, Throttled(f"{len(self._waiting)} requests wait already"))
                 return
-            message = bytes(buffer[:end])
-            again = self._driver.run(
-                lambda: handler(unique, nodeid, uid, gid, memoryview(message), len(message))
-            )
+            request.message = message = bytes(buffer[:length])
+            again = self._driver.run(lambda: handler(unique, nodeid, uid, gid, memoryview(message), end))
             self._later(request, again)
         except Exception as error:
             self._fail(Request(opcode, unique, nodeid, pid), error)
@@ -218,6 +220,32 @@ class Session:
         """The mount is gone: end the requests that wait, for nobody waits for their answers any more."""
         self._waiting.abandon()
 
+    def resume(self, agreed: Agreed) -> None:
+        """Go on with a kernel that has spoken with another process before: no INIT will come."""
+        self.minor = agreed.minor
+        self.features = Init(agreed.features)
+        self._most_waiting = _background() * 3 // 4
+        if self.features & Init.HANDLE_KILLPRIV_V2:
+            self._handlers |= self._xattr_handlers
+        self._passthrough.enabled = agreed.passthrough and self._passthrough.wanted
+
+    @property
+    def agreed(self) -> Agreed:
+        """What INIT settled."""
+        return Agreed(self.minor, int(self.features), self._passthrough.enabled)
+
+    def ask_again(self, requests: list[bytes]) -> None:
+        """Serve requests that `quiesce` returned, here or in another process."""
+        for message in requests:
+            self.on_request(memoryview(message), len(message))
+
+    async def quiesce(self, seconds: float) -> list[bytes]:
+        """See Waiting.come_to_rest. To be called when no request is read any more."""
+        requests = await self._waiting.come_to_rest(seconds)
+        while self._names.forgetting:  # noqa: ASYNC110 - a matter of milliseconds
+            await asyncio.sleep(0)
+        return requests
+
     # within
 
     def _later(self, request: Request, answer: Awaitable[bytes | Awaitable[bytes] | None]) -> None:
@@ -229,16 +257,21 @@ class Session:
             try:
                 result = await answer
             except Frozen as frozen:
+                request.message = None
                 result = await self._renewed(unique, frozen.file)
+            request.message = None
             if result is not None and not isinstance(result, bytes):
                 result = await result
             if result is not None and not self._channel.reply(result):
                 self._take_back(request.opcode, result)
         except asyncio.CancelledError:
             # The caller is to stop, or has gone, or we are stopping. The kernel takes EINTR for each.
-            self._channel.reply(error_reply(unique, errno.EINTR))
+            if not request.given_up:
+                request.message = None
+                self._channel.reply(error_reply(unique, errno.EINTR))
             raise
         except Exception as error:
+            request.message = None
             self._fail(request, error)
         finally:
             if self._tree.dropped:
@@ -323,8 +356,9 @@ class Session:
         if self._passthrough.wanted and offered & Init.PASSTHROUGH:
             self.features |= Init.PASSTHROUGH
             self._passthrough.enabled = True
-        background = min(_MAX_BACKGROUND, _most_background())
+        background = _background()
         self._most_waiting = background * 3 // 4
+        self._on_agreed(self.agreed)
         return init_reply(
             unique,
             minor=KERNEL_MINOR_VERSION,
@@ -366,10 +400,10 @@ class Session:
         return "/" + "/".join(reversed(parts))
 
 
-def _most_background() -> int:
-    """What the kernel allows who is not root: INIT's max_background is cut to it (process_init_limits)."""
+def _background() -> int:
+    """max_background for INIT. What the kernel allows who is not root: it is cut to that (process_init_limits)."""
     try:
         with open("/sys/module/fuse/parameters/max_user_bgreq") as file:
-            return int(file.read())
+            return min(_MAX_BACKGROUND, int(file.read()))
     except OSError:
         return _MAX_BACKGROUND

@@ -10,6 +10,7 @@ import time
 from collections.abc import Callable, Coroutine, Iterator
 from typing import Any, Final
 
+from outputd.errors import TimedOut
 from outputd.front.fuse.callers import wants_out
 
 _LOOK_EVERY: Final = 0.5
@@ -21,7 +22,7 @@ _CALLERS_A_TURN: Final = 20
 class Request:
     """One that waits."""
 
-    __slots__ = ("began", "nodeid", "opcode", "pid", "unique")
+    __slots__ = ("began", "given_up", "message", "nodeid", "opcode", "pid", "unique")
 
     def __init__(self, opcode: int, unique: int, nodeid: int, pid: int) -> None:
         self.opcode = opcode
@@ -30,6 +31,10 @@ class Request:
         self.pid = pid
         """The thread that made it; 0 when it is of a process namespace that we do not see."""
         self.began = time.monotonic()
+        self.message: bytes | None = None
+        """The request itself, as long as it only waits: nothing was changed for it, and it may be asked again."""
+        self.given_up = False
+        """It is not to be answered now: it will be asked again."""
 
 
 class Waiting:
@@ -65,6 +70,26 @@ class Waiting:
         """The mount is gone: nobody waits for the answers any more."""
         for _, task in self._requests.values():
             _cancel(task)
+
+    async def come_to_rest(self, seconds: float) -> list[bytes]:
+        """Wait for the end of what has begun to change something, and give up what only waits; returns the latter, to be asked
+        again.
+
+        Raises TimedOut when something has not ended within `seconds`; then nothing was given up.
+        """
+        end = time.monotonic() + seconds
+        await asyncio.sleep(0)  # so that each has begun: who is cancelled before that has not run at all
+        while busy := [task for request, task in self._requests.values() if request.message is None]:
+            if (left := end - time.monotonic()) <= 0:
+                raise TimedOut(f"{len(busy)} requests of the kernel have not ended within {seconds:g} s")
+            await asyncio.wait(busy, timeout=left, return_when=asyncio.FIRST_COMPLETED)
+        given_up = list(self._requests.values())
+        for request, task in given_up:
+            request.given_up = True
+            task.cancel()
+        if given_up:
+            await asyncio.wait([task for _, task in given_up])
+        return [request.message for request, _ in given_up if request.message is not None]
 
     async def _run(self, request: Request, work: Coroutine[Any, Any, None]) -> None:
         try:
