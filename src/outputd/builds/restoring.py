@@ -23,6 +23,7 @@ from outputd.builds.unfinished import Unfinished, decode, file_at, unfinished_be
 from outputd.drive.content import Content
 from outputd.drive.ingest import Ingest
 from outputd.drive.loader import Loader
+from outputd.drive.orphans import cut_off
 from outputd.errors import Corrupt, OutputdError
 from outputd.tree.node import Directory, File, Local, Volume
 from outputd.tree.records import Reader
@@ -162,13 +163,13 @@ class Restoring:
             if isinstance(found, OutputdError):
                 base.unreclaimed.append(unfinished)
                 _log.error("output base %s: %s cannot be looked at: %s", base.id, unfinished, found)
-            elif found is not None and not self._reclaim_file(base, unfinished, *found):
+            elif found is not None and not await self._reclaim_file(base, unfinished, *found):
                 base.unreclaimed.append(unfinished)
 
-    def _reclaim_file(
+    async def _reclaim_file(
         self, base: OutputBase, unfinished: Unfinished, directory: Directory, file: File
     ) -> bool:
-        """False when the disk does not let us look."""
+        """False when the disk does not let us."""
         assert isinstance(file.content, Local)
         try:
             status = os.stat(self._content.private_path(file.content))
@@ -180,7 +181,14 @@ class Restoring:
         except OSError as error:
             _log.error("output base %s: %s: %s", base.id, unfinished, error)
             return False
-        file.content.size = status.st_size
+        try:
+            await cut_off(file, self._tree, self._content)
+        except OutputdError as error:
+            file.content.writers += 1  # it must not become a blob: there is somebody who can change it
+            _log.error("output base %s: %s: %s", base.id, unfinished, error)
+            return False
+        if file.content.key == unfinished.key:
+            file.content.size = status.st_size
         if status.st_mtime_ns > file.ctime:  # written to after the last word about it
             file.mtime = file.ctime = status.st_mtime_ns
         self._tree.written(file)

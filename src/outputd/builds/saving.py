@@ -103,8 +103,8 @@ class Saving:
             base.journals.append(journal.path)
             after = BROKEN if journal.incomplete else journal.sequence
             base.keep(self._journals.open(base.facts, after=after))
-            if base.build is not None:
-                base.note()  # it runs on, whatever becomes of the journals behind
+        if base.build is not None:
+            base.note()  # it runs on: only a journal says so, and those behind are removed
         return list(base.journals)
 
     async def _write(self, base: OutputBase, saved: SavedBase, finalized: Finalized | None) -> None:

@@ -379,18 +379,7 @@ class Content:
         if source is None:
             raise NotFound(f"blob {digest}: was here a moment ago and is gone")
         try:
-            local, target = self.new_local()
-            try:
-                if digest.size <= _INLINE_COPY:
-                    self._disk.copy(source, target)
-                else:
-                    await in_thread(self._disk.copy, source, target)
-            except BaseException as error:
-                os.close(target)
-                os.unlink(self.private_path(local))
-                if isinstance(error, OSError):
-                    raise disk_error(error, self._private_dir) from error
-                raise
+            local, target = await self.copied(source, digest.size)
         finally:
             os.close(source)
         opened = self._open.get(file)
@@ -402,8 +391,26 @@ class Content:
             os.close(target)
             os.unlink(self.private_path(local))
             return
-        local.size = digest.size
+        # What is younger than the file was written to it; restoring.py goes by that.
+        os.utime(target, ns=(file.mtime, file.mtime))
         self._become_local(file, local, target)
+
+    async def copied(self, source: int, size: int) -> tuple[Local, int]:
+        """A private file with the bytes of an open file, some `size`, and a descriptor of it. Raises Exhausted or Unavailable."""
+        local, target = self.new_local()
+        try:
+            if size <= _INLINE_COPY:
+                self._disk.copy(source, target)
+            else:
+                await in_thread(self._disk.copy, source, target)
+        except BaseException as error:
+            os.close(target)
+            os.unlink(self.private_path(local))
+            if isinstance(error, OSError):
+                raise disk_error(error, self._private_dir) from error
+            raise
+        local.size = os.fstat(target).st_size
+        return local, target
 
     def make_direct(self, opened: OpenFile) -> None:
         """The kernel is given the file behind `fd`, for as long as the inode has open handles."""
