@@ -50,11 +50,12 @@ class Uploader:
         request = reapi.BatchReadBlobsRequest(digests=map(digest_of, some))
         reply = call(channel, _READ, request, reapi.BatchReadBlobsResponse)
         assert sorted(response.data for response in reply.responses) == sorted(set(some))
-        for action, result in self._results.items():
+        for action, result in list(self._results.items()):
             found = self._result(channel, action)
-            if self._unsure is not None and action == self._unsure[0] and found == self._unsure[1]:
-                continue
-            assert found == result, f"action {action!r} has another result"
+            if self._unsure == (action, found):
+                self._results[action] = found
+            else:
+                assert found == result, f"action {action!r} has another result"
         self._unsure = None
 
     def _upload(self, channel: grpc.Channel) -> None:

@@ -32,7 +32,7 @@ class Chain:
 
     base_id: str
     facts: dict[str, Any]
-    """Those that the first file begins with."""
+    """Those that the first file begins with. With `fresh` it begins from nothing, whatever the row says."""
     paths: list[str] = field(default_factory=list)
     last: int = NO_JOURNAL
     """Sequence number of the last file."""
@@ -87,7 +87,11 @@ class Journals:
             if chain is not None and facts["after"] == chain.last:
                 chain.paths.append(path)
                 chain.last = sequence
-            elif chain is None and (facts["fresh"] if first is None else first in (sequence, facts["after"])):
+            elif facts["fresh"]:
+                # Begun after a row, or after other journals, it means that what they say was cleaned meanwhile.
+                if first is None or sequence > first:
+                    chains[base_id] = Chain(base_id, facts, [path], sequence)
+            elif chain is None and first is not None and first in (sequence, facts["after"]):
                 chains[base_id] = Chain(base_id, facts, [path], sequence)
         return chains
 

@@ -88,6 +88,8 @@ class Restoring:
         return bases
 
     async def _restored(self, base_id: str, saved: SavedBase | None, chain: Chain | None) -> OutputBase:
+        if chain is not None and chain.facts["fresh"]:
+            saved = None
         if saved is not None:
             base = self._from_row(saved)
         else:

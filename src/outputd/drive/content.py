@@ -192,6 +192,14 @@ class Content:
         if writing and isinstance(content, Local) and content.writers == 0:
             self._closed(file)
 
+    def abandon(self, opened: OpenFile, *, writing: bool) -> None:
+        """A handle is gone with the mount. Its process may still write through it (orphans.py): then the file becomes no blob
+        before a restart has cut it off."""
+        content = opened.file.content
+        if writing and opened.direct and isinstance(content, Local):
+            content.writers += 1
+        self.release(opened, writing=writing)
+
     def named(self, file: File) -> None:
         """The file got a name, or bytes of its own. If it is its first, nobody was told when its last writer closed it."""
         if isinstance(file.content, Local) and file.content.writers == 0:

@@ -9,9 +9,10 @@ from pathlib import Path
 import pytest
 
 from outputd.digest import Digest
+from outputd.errors import Unavailable
 from outputd.tree.node import File, Local
 from outputd.tree.status import Status
-from tests.unit.builds.world import SHA256, world
+from tests.unit.builds.world import BASE, SHA256, world
 
 A = Digest.of(SHA256, b"a")
 NOW = 1_700_000_000_123_456_789
@@ -95,3 +96,42 @@ def test_what_somebody_can_still_write_to_becomes_no_blob(
 
     asyncio.run(run())
     assert "a process that outlived the last run writes to it" in caplog.text
+
+
+def test_a_clean_that_a_crash_cuts_short_has_not_happened(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def run() -> None:
+        async with world(tmp_path, crash=True) as w:
+            await w.start()
+            await w.stage(("checkpointed", A))
+            await w.builds.checkpoints.all()
+            await w.stage(("later", A))
+            monkeypatch.setattr(w.state, "forget", _killed)
+            with pytest.raises(Unavailable):
+                await w.builds.clean(BASE)
+        async with world(tmp_path) as w:
+            assert set(await w.listing()) == {"checkpointed", "later"}
+
+    asyncio.run(run())
+
+
+def test_a_clean_base_that_was_begun_anew_stays_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    async def run() -> None:
+        async with world(tmp_path, crash=True) as w:
+            await w.start()
+            await w.stage(("old", A))
+            await w.builds.checkpoints.all()
+            monkeypatch.setattr(w.state, "forget", _killed)
+            with pytest.raises(Unavailable):
+                await w.builds.clean(BASE)
+            await w.start("b2")
+            await w.stage(("new", A), build_id="b2")
+        async with world(tmp_path) as w:
+            assert set(await w.listing()) == {"new"}
+
+    asyncio.run(run())
+
+
+async def _killed(output_base_id: str) -> None:
+    raise Unavailable(f"{output_base_id}: its row cannot be removed")
