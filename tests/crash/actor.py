@@ -140,8 +140,14 @@ class Actor:
             if not first or len(wrong) < len(first):
                 first = wrong
         words = {step for text in first for step in text.partition(":")[0].split("/")[-1:]}
-        story = [step for step in self._history if "kill" in step or any(word in step for word in words)]
-        shown = "\n".join([*first[:20], "what was done there:", *story[-60:]])
+        kills = [number for number, step in enumerate(self._history) if "killed" in step]
+        last_round = kills[-2] if len(kills) > 1 else 0
+        story = [
+            step
+            for number, step in enumerate(self._history)
+            if number >= last_round or any(word in step for word in words)
+        ]
+        shown = "\n".join([*first[:20], "what was done:", *story[-300:]])
         raise AssertionError(
             f"{self.base}, {self.steps} steps, {change!r:.300}: {len(first)} differences\n{shown}"
         )

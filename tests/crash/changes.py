@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol, TypeAlias
 
@@ -32,7 +32,10 @@ class Whole:
     """A change that is made or not made."""
 
     what: str
-    apply: Callable[[Expected], None] = field(repr=False)
+    apply: Callable[[Expected], None]
+
+    def __repr__(self) -> str:
+        return self.what
 
     def outcomes(self, before: Expected, top: Path) -> Iterator[Expected]:
         yield before
@@ -53,6 +56,9 @@ class Write:
     path: str
     offset: int
     data: bytes
+
+    def __repr__(self) -> str:
+        return f"write {len(self.data)} at {self.offset} of {self.path}: {self.data[:20]!r}"
 
     def apply(self, expected: Expected) -> None:
         self._apply(expected, len(self.data))
@@ -80,6 +86,9 @@ class Stage:
     """StageArtifacts: files by digest and whole directories, placed in order."""
 
     artifacts: dict[str, bytes | TreeFiles]
+
+    def __repr__(self) -> str:
+        return f"stage {list(self.artifacts)}"
 
     def apply(self, expected: Expected) -> None:
         self._apply(expected, len(self.artifacts))
