@@ -226,12 +226,14 @@ class Builds:
         return self._build(build_id).function
 
     def finalize_artifacts(self, build_id: str, artifacts: Sequence[tuple[bytes, Digest]]) -> None:
-        """These paths will not be changed any more by this build. Raises Precondition."""
+        """These paths will not be changed any more by this build. Raises Precondition, Exhausted or Unavailable."""
         base = self._build(build_id).base
         if not self._options.initial_contents:
             base.finalized = None
         elif base.finalized is not None:
             root = base.volume.root
+            if base.journal is not None:
+                base.journal.check_room()
             entries = [base.finalized.add(root, path, digest) for path, digest in artifacts]
             if base.journal is not None:
                 base.journal.finalized(b"".join(entries))

@@ -63,9 +63,7 @@ class Restoring:
         """Everything that there was. Raises Corrupt or Unavailable when the state cannot be read at all."""
         rows = {saved.id: saved for saved in self._state.bases()}
         chains = self._journals.chains({saved.id: saved.journal for saved in rows.values()})
-        numbers = [saved.number for saved in rows.values()] + [
-            chain.facts["number"] for chain in chains.values()
-        ]
+        numbers = [saved.number for saved in rows.values()] + [chain.number for chain in chains.values()]
         # Inode numbers that were handed out must not come again, so neither must the numbers of volumes.
         self._state.use_no_number_below(max(numbers, default=0) + 1)
         bases: list[OutputBase] = []
