@@ -316,6 +316,7 @@ class Content:
             self._replace_by_empty(file)
         local = file.content
         assert isinstance(local, Local)
+        self.catch_up(file)  # else bytes that were passed through and not heard of yet would stay
         if local.size != size:
             if local.size - size >= _LARGE:
                 raise TooLong(file, size)
@@ -426,7 +427,7 @@ class Content:
         opened.seen = os.fstat(opened.fd).st_mtime_ns
 
     def catch_up(self, file: File) -> None:
-        """To be called before times are set, else what was written before would be taken for later."""
+        """To be called before times or the length are set, else what was written before would be taken for later."""
         opened = self._open.get(file)
         if opened is not None and opened.direct and isinstance(file.content, Local):
             self._catch_up(opened, file.content, os.fstat(opened.fd))
