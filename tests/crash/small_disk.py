@@ -1,10 +1,10 @@
-"""Small file systems that a test may fill: tmpfs. For root only."""
+"""Small file systems that a test may fill or break. For root only."""
 
 from __future__ import annotations
 
 import os
 import subprocess
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
@@ -37,3 +37,27 @@ def fill(disk: Path) -> Path:
     finally:
         os.close(fd)
     return filler
+
+
+@contextmanager
+def fragile_disk(path: Path, image: Path, size: int) -> Iterator[Callable[[], None]]:
+    """An ext4 file system at `path` in the file `image`, and what makes it read-only at once, as a fault of the disk does."""
+    path.mkdir(parents=True, exist_ok=True)
+    with image.open("wb") as file:
+        file.truncate(size)
+    subprocess.run(["mkfs.ext4", "-q", str(image)], check=True, timeout=30)
+    mounting = ["mount", "-o", "loop,errors=remount-ro", str(image), str(path)]
+    if subprocess.run(mounting, capture_output=True, timeout=30, check=False).returncode:
+        pytest.skip("this machine has no loop devices")
+    try:
+        found = subprocess.run(
+            ["findmnt", "-no", "SOURCE", str(path)], check=True, capture_output=True, text=True, timeout=10
+        )
+        fault = Path("/sys/fs/ext4", os.path.basename(found.stdout.strip()), "trigger_fs_error")
+
+        def break_it() -> None:
+            fault.write_text("1")
+
+        yield break_it
+    finally:
+        subprocess.run(["umount", "-l", str(path)], check=True, timeout=10)

@@ -1,4 +1,7 @@
-"""A full disk takes nothing away: what adds something is refused in so many words, all else goes on, also over a SIGKILL."""
+"""A full or broken disk takes nothing away: what adds something is refused in so many words, and reading goes on.
+
+What a full disk still allows is kept over a SIGKILL; so is all that was acknowledged before a disk became read-only.
+"""
 
 from __future__ import annotations
 
@@ -13,7 +16,7 @@ import grpc
 import pytest
 
 from tests.crash.expected import DIRECTORY, FILE, Expected, Thing
-from tests.crash.small_disk import fill, needs_root, small_disk
+from tests.crash.small_disk import fill, fragile_disk, needs_root, small_disk
 from tests.daemon_fixture import Daemon, connected, directories
 from tests.service_client import BuildClient, Cas, digest_of
 
@@ -86,11 +89,16 @@ class Work:
         (self.top / third).chmod(0o600)
         self.expected.things[third].mode = 0o600
 
-    def stage_refused(self) -> str:
+    def make_directories_until_read_only(self) -> None:
+        """As far as the journal was allocated ahead."""
+        with pytest.raises(AssertionError, match=f"{errno.EROFS}"):
+            self.make_directories(5000)
+
+    def stage_refused(self, code: grpc.StatusCode = grpc.StatusCode.RESOURCE_EXHAUSTED) -> str:
         """The message with which an artifact is refused."""
         with self.client() as (build, _):
             (status,) = build.try_stage({"too/late": digest_of(CONTENTS[0])})
-        assert status.code == grpc.StatusCode.RESOURCE_EXHAUSTED.value[0]
+        assert status.code == code.value[0]
         return status.message
 
     def survives_kills(self) -> None:
@@ -119,10 +127,10 @@ def _on_small_disk(*names: str) -> Iterator[tuple[Daemon, Work, Path]]:
             daemon.end()
 
 
-def _refused(call: Callable[[], object]) -> None:
+def _refused(call: Callable[[], object], number: int = errno.ENOSPC) -> None:
     with pytest.raises(OSError) as refusal:
         call()
-    assert refusal.value.errno == errno.ENOSPC
+    assert refusal.value.errno == number
 
 
 @needs_root
@@ -175,3 +183,44 @@ def test_a_full_cache_directory_refuses_bytes(names: tuple[str, ...]) -> None:
         filler.unlink()
         work.write("there is room again")
         work.survives_kills()
+
+
+@needs_root
+@pytest.mark.parametrize("name", ("state", "cache"))
+def test_a_disk_that_becomes_read_only_is_read_on(name: str) -> None:
+    with (
+        directories() as daemon,
+        fragile_disk(daemon.place / "small", daemon.place / "image", 64 << 20) as break_disk,
+    ):
+        setattr(daemon, name, daemon.place / "small" / name)
+        daemon.expects("Read-only file system")
+        daemon.start()
+        try:
+            work = Work(daemon)
+            work.begin()
+            time.sleep(1)  # until what was closed has become blobs
+            break_disk()
+            if name == "state":
+                daemon.expects("what was loaded lately will have to be loaded again: .*state.db")
+                work.make_directories_until_read_only()
+                _refused(lambda: (work.top / "one more").mkdir(), errno.EROFS)
+                assert work.stage_refused(grpc.StatusCode.UNAVAILABLE).endswith("Read-only file system")
+            else:
+                _refused(lambda: work.write("written"), errno.EIO)
+                work.expected.remove("written")
+                with work.client() as (_, cas), pytest.raises(AssertionError, match="Read-only file system"):
+                    cas.put(b"a blob too many")
+            work.check()
+            said = daemon.words()
+            with work.client() as (build, _):
+                build.finish()
+                daemon.logged("output base base has no new checkpoint, only its journal")
+                build.start("b2")
+            work.check()
+            time.sleep(6)  # longer than between two looks at what is due
+            assert daemon.words().removeprefix(said).count("\n") < 8, (
+                "the log is told the same again and again"
+            )
+            daemon.stop()
+        finally:
+            daemon.end()

@@ -28,6 +28,7 @@ from outputd.disk.disk import Disk
 from outputd.errors import Corrupt, Exhausted, OutputdError, Unavailable
 from outputd.tree.node import Child, Directory, File, Local, Node, PackedFile
 from outputd.tree.records import encode_leftover
+from outputd.tree.status import Status
 
 _log = logging.getLogger(__name__)
 
@@ -101,8 +102,8 @@ class Journal:
         self._staged: list[PackedFile] = []
 
     def check_room(self) -> None:
-        """For changes that are not made through the tree's own operations. Raises Exhausted or Unavailable, as `room` is false."""
-        if not self.room:
+        """For what does not go through the rules of the tree. Raises Exhausted or Unavailable where `room` is not OK."""
+        if self.room is not Status.OK:
             assert self._refusal is not None
             raise self._refusal
 
@@ -162,7 +163,7 @@ class Journal:
     # Log
 
     @property
-    def room(self) -> bool:
+    def room(self) -> Status:
         if self._refused and time.monotonic() - self._refused > _RETRY:
             self._refused = 0.0
         if self._map is None and not self._refused:
@@ -172,7 +173,9 @@ class Journal:
                 self._refuse(error)
         elif self._size - self._at < _RESERVE and not self._refused:
             self._try_to_grow(0)
-        return not self._refused
+        if not self._refused:
+            return Status.OK
+        return Status.NO_ROOM if isinstance(self._refusal, Exhausted) else Status.READ_ONLY
 
     def entered(self, directory: Directory, name: bytes, child: Child, now: int) -> None:
         if isinstance(child, bytes):
@@ -216,7 +219,9 @@ class Journal:
             self._change(CHANGED, directory, 0, _entry(node.name, node))
 
     def identified(self, directory: Directory, first: int, names: Sequence[bytes]) -> None:
-        if self.room:  # else they get other numbers after a crash: the reserve is for what matters more
+        if (
+            self.room is Status.OK
+        ):  # else they get other numbers after a crash: the reserve is for what matters more
             self._change(IDENTIFIED, directory, first, b"/".join(names))
 
     def adopting(self, file: File, digest: Digest) -> None:
