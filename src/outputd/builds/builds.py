@@ -138,6 +138,8 @@ class Builds:
         """How often something was cleaned: since then, there may be what nobody needs."""
         self._running: dict[str, Build] = {}
         """By build id."""
+        self._left_over: dict[str, list[str]] = {}
+        """Journals of output bases that were cleaned, by id, until their rows are gone."""
         saving = Saving(tree, loader, ingest, blobs.local, state, journals)
         self.checkpoints: Final = Checkpoints(saving, self._bases.values)
         """To be run as long as there are builds."""
@@ -194,9 +196,11 @@ class Builds:
                 changes.note()
                 if base.journal is not None:
                     base.journal.close()
-                    self._journals.remove([*base.journals, base.journal.path])
+                    self._left_over.setdefault(output_base_id, []).extend([*base.journals, base.journal.path])
                 _log.info("output base %s cleaned", output_base_id)
+            # The row first: without its journals a restart would find an earlier state there.
             await self._state.forget(output_base_id)
+            self._journals.remove(self._left_over.pop(output_base_id, ()))
             self.cleans += 1
 
     def staging(self, build_id: str) -> Staging:
@@ -222,12 +226,14 @@ class Builds:
         return self._build(build_id).function
 
     def finalize_artifacts(self, build_id: str, artifacts: Sequence[tuple[bytes, Digest]]) -> None:
-        """These paths will not be changed any more by this build. Raises Precondition."""
+        """These paths will not be changed any more by this build. Raises Precondition, Exhausted or Unavailable."""
         base = self._build(build_id).base
         if not self._options.initial_contents:
             base.finalized = None
         elif base.finalized is not None:
             root = base.volume.root
+            if base.journal is not None:
+                base.journal.check_room()
             entries = [base.finalized.add(root, path, digest) for path, digest in artifacts]
             if base.journal is not None:
                 base.journal.finalized(b"".join(entries))

@@ -28,6 +28,7 @@ from outputd.disk.disk import Disk
 from outputd.errors import Corrupt, Exhausted, OutputdError, Unavailable
 from outputd.tree.node import Child, Directory, File, Local, Node, PackedFile
 from outputd.tree.records import encode_leftover
+from outputd.tree.status import Status
 
 _log = logging.getLogger(__name__)
 
@@ -59,10 +60,10 @@ ROOT: Final = 0
 """Number of the output path's root directory."""
 NOWHERE: Final = 0xFFFFFFFF
 
-_FIRST: Final = 64 << 10
+_FIRST: Final = 128 << 10
 _LARGEST_GROWTH: Final = 16 << 20
-_RESERVE: Final = 32 << 10
-"""Bytes kept for changes that add nothing, when the file cannot grow any more."""
+_RESERVE: Final = 64 << 10
+"""Bytes kept for changes that add nothing, when the file cannot grow any more; and more than a slice of staged files takes."""
 _NO_ROOM: Final = (errno.ENOSPC, errno.EDQUOT)
 _RETRY: Final = 1.0
 """Seconds between two attempts to let a file grow on a full disk."""
@@ -85,7 +86,9 @@ class Journal:
         self._at = _RECORDS_FROM
         self._size = 0
         self._refused = 0.0
-        """When the disk last refused to let the file grow, by time.monotonic(); 0: it did not."""
+        """When the disk last refused to let the file grow, by time.monotonic(); 0: it did not, or may be asked again."""
+        self._refusal: OutputdError | None = None
+        """Why it did; None once it does not any more."""
         self._lost = False
         """Something could not be written, so what comes later could not be played back."""
         self._closed = False
@@ -97,6 +100,12 @@ class Journal:
         self._staged_size = 0
         self._staged_names: list[bytes] = []
         self._staged: list[PackedFile] = []
+
+    def check_room(self) -> None:
+        """For what does not go through the rules of the tree. Raises Exhausted or Unavailable where `room` is not OK."""
+        if self.room is not Status.OK:
+            assert self._refusal is not None
+            raise self._refusal
 
     def create(self) -> None:
         """Make the file now. Raises Exhausted or Unavailable."""
@@ -112,8 +121,7 @@ class Journal:
                         self._disk.unlink(self.path)
                     raise
             except OSError as error:
-                kind = Exhausted if error.errno in _NO_ROOM else Unavailable
-                raise kind(f"journal {self.path}: {error.strerror}") from error
+                raise self._failed(error) from error
             self.note(self._facts())
 
     def close(self) -> None:
@@ -155,7 +163,7 @@ class Journal:
     # Log
 
     @property
-    def room(self) -> bool:
+    def room(self) -> Status:
         if self._refused and time.monotonic() - self._refused > _RETRY:
             self._refused = 0.0
         if self._map is None and not self._refused:
@@ -165,7 +173,9 @@ class Journal:
                 self._refuse(error)
         elif self._size - self._at < _RESERVE and not self._refused:
             self._try_to_grow(0)
-        return not self._refused
+        if not self._refused:
+            return Status.OK
+        return Status.NO_ROOM if isinstance(self._refusal, Exhausted) else Status.READ_ONLY
 
     def entered(self, directory: Directory, name: bytes, child: Child, now: int) -> None:
         if isinstance(child, bytes):
@@ -209,7 +219,10 @@ class Journal:
             self._change(CHANGED, directory, 0, _entry(node.name, node))
 
     def identified(self, directory: Directory, first: int, names: Sequence[bytes]) -> None:
-        self._change(IDENTIFIED, directory, first, b"/".join(names))
+        if (
+            self.room is Status.OK
+        ):  # else they get other numbers after a crash: the reserve is for what matters more
+            self._change(IDENTIFIED, directory, first, b"/".join(names))
 
     def adopting(self, file: File, digest: Digest) -> None:
         assert isinstance(file.content, Local)
@@ -282,26 +295,41 @@ class Journal:
                 self.create()
             if size > self._size:
                 self._grow(size)
-        except (OSError, OutputdError) as error:
-            self._lost = True
-            self._refuse(error)
-            _log.error(
-                "%s: a change cannot be kept, and a crash would lose it and what follows until the next checkpoint: %s",
-                self.path,
-                error,
-            )
+        except OSError as error:
+            self._lose(self._failed(error))
+            return False
+        except OutputdError as error:
+            self._lose(error)
             return False
         return True
+
+    def _lose(self, error: OutputdError) -> None:
+        self._lost = True
+        self._refuse(error)
+        _log.error("%s: a crash would lose a change, and what follows until the next checkpoint", self.path)
 
     def _try_to_grow(self, size: int) -> None:
         try:
             self._grow(size)
         except OSError as error:
-            self._refuse(error)
+            self._refuse(self._failed(error))
 
-    def _refuse(self, error: Exception) -> None:
+    def _refuse(self, error: OutputdError) -> None:
         self._refused = time.monotonic()
-        _log.error("%s: nothing can be added to the output path, the disk refuses: %s", self.path, error)
+        if self._refusal is None:  # told once, however often it is tried
+            _log.error("nothing can be added to the output path: %s", error)
+        self._refusal = error
+
+    def _failed(self, error: OSError) -> OutputdError:
+        """What a failed system call means."""
+        if error.errno not in _NO_ROOM:
+            return Unavailable(f"journal {self.path}: {error.strerror}")
+        try:
+            room = os.statvfs(os.path.dirname(self.path))
+            left = f"{room.f_bavail * room.f_frsize} bytes and {room.f_favail} files are left"
+        except OSError:
+            left = "the room left is not known"
+        return Exhausted(f"journal {self.path}: {error.strerror}; {left} on its file system; free some")
 
     def _grow(self, size: int) -> mmap.mmap:
         """Let the file have at least `size` bytes and some more; the mapping. Raises OSError; then it is as before.
@@ -312,12 +340,19 @@ class Journal:
         grown = min(grown, self._size + _LARGEST_GROWTH)
         while grown < size:
             grown += _FIRST
-        self._disk.allocate(self._fd, self._size, grown - self._size)
+        try:
+            self._disk.allocate(self._fd, self._size, grown - self._size)
+        except OSError as error:
+            grown = max(size, self._size + _FIRST)
+            if error.errno not in _NO_ROOM or not self._size:
+                raise
+            self._disk.allocate(self._fd, self._size, grown - self._size)  # the least that is worth it
         mapping = mmap.mmap(self._fd, grown)
         if self._map is not None:
             self._map.close()
         self._map = mapping
         self._size = grown
+        self._refused, self._refusal = 0.0, None
         return mapping
 
 

@@ -32,10 +32,18 @@ class Chain:
 
     base_id: str
     facts: dict[str, Any]
-    """Those that the first file begins with."""
+    """Those that the first file begins with. With `fresh` it begins from nothing, whatever the row says."""
     paths: list[str] = field(default_factory=list)
     last: int = NO_JOURNAL
     """Sequence number of the last file."""
+    number: int = 0
+    """The highest number of a volume that any of them tells of."""
+
+    def add(self, path: str, sequence: int, facts: dict[str, Any]) -> None:
+        """One more file, which begins with `facts`."""
+        self.paths.append(path)
+        self.last = sequence
+        self.number = max(self.number, facts["number"])
 
 
 class Journals:
@@ -84,11 +92,16 @@ class Journals:
             base_id = facts["base"]
             chain = chains.get(base_id)
             first = rows.get(base_id)
-            if chain is not None and facts["after"] == chain.last:
-                chain.paths.append(path)
-                chain.last = sequence
-            elif chain is None and (facts["fresh"] if first is None else first in (sequence, facts["after"])):
-                chains[base_id] = Chain(base_id, facts, [path], sequence)
+            if facts["fresh"]:
+                # Begun after a row, or after other journals, it means that what they say was cleaned meanwhile.
+                if first is not None and sequence < first:
+                    continue
+                chain = chains[base_id] = Chain(base_id, facts)
+            elif chain is None and first is not None and first in (sequence, facts["after"]):
+                chain = chains[base_id] = Chain(base_id, facts)
+            elif chain is None or facts["after"] != chain.last:
+                continue
+            chain.add(path, sequence, facts)
         return chains
 
     def records(self, path: str) -> Iterable[bytes]:

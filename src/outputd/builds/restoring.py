@@ -23,6 +23,7 @@ from outputd.builds.unfinished import Unfinished, decode, file_at, unfinished_be
 from outputd.drive.content import Content
 from outputd.drive.ingest import Ingest
 from outputd.drive.loader import Loader
+from outputd.drive.orphans import cut_off
 from outputd.errors import Corrupt, OutputdError
 from outputd.tree.node import Directory, File, Local, Volume, first_ino
 from outputd.tree.records import Reader
@@ -67,9 +68,7 @@ class Restoring:
         """
         rows = {saved.id: saved for saved in self._state.bases()}
         chains = self._journals.chains({saved.id: saved.journal for saved in rows.values()})
-        numbers = [saved.number for saved in rows.values()] + [
-            chain.facts["number"] for chain in chains.values()
-        ]
+        numbers = [saved.number for saved in rows.values()] + [chain.number for chain in chains.values()]
         # Inode numbers that were handed out must not come again, so neither must the numbers of volumes.
         self._state.use_no_number_below(max(numbers, default=0) + 1)
         bases: list[OutputBase] = []
@@ -93,6 +92,8 @@ class Restoring:
         return bases
 
     async def _restored(self, base_id: str, saved: SavedBase | None, chain: Chain | None) -> OutputBase:
+        if chain is not None and chain.facts["fresh"]:
+            saved = None
         if saved is not None:
             base = self._from_row(saved)
         else:
@@ -169,13 +170,13 @@ class Restoring:
             if isinstance(found, OutputdError):
                 base.unreclaimed.append(unfinished)
                 _log.error("output base %s: %s cannot be looked at: %s", base.id, unfinished, found)
-            elif found is not None and not self._reclaim_file(base, unfinished, *found):
+            elif found is not None and not await self._reclaim_file(base, unfinished, *found):
                 base.unreclaimed.append(unfinished)
 
-    def _reclaim_file(
+    async def _reclaim_file(
         self, base: OutputBase, unfinished: Unfinished, directory: Directory, file: File
     ) -> bool:
-        """False when the disk does not let us look."""
+        """False when the disk does not let us."""
         assert isinstance(file.content, Local)
         try:
             status = os.stat(self._content.private_path(file.content))
@@ -187,7 +188,14 @@ class Restoring:
         except OSError as error:
             _log.error("output base %s: %s: %s", base.id, unfinished, error)
             return False
-        file.content.size = status.st_size
+        try:
+            await cut_off(file, self._tree, self._content)
+        except OutputdError as error:
+            file.content.writers += 1  # it must not become a blob: there is somebody who can change it
+            _log.error("output base %s: %s: %s", base.id, unfinished, error)
+            return False
+        if file.content.key == unfinished.key:
+            file.content.size = status.st_size
         if status.st_mtime_ns > file.ctime:  # written to after the last word about it
             file.mtime = file.ctime = status.st_mtime_ns
         self._tree.written(file)

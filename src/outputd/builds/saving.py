@@ -93,18 +93,23 @@ class Saving:
         raise AssertionError("sealing ends with its result")
 
     def _let_new_journal_begin(self, base: OutputBase) -> list[str]:
-        """The journals that are behind it."""
+        """The journals that are behind it.
+
+        Raises Exhausted or Unavailable: then the one there is goes on, which has a reserve for changes that a full disk allows.
+        """
         journal = base.journal
         assert journal is not None
         if base.removed:
             return []
         if journal.exists or journal.incomplete:
+            after = BROKEN if journal.incomplete else journal.sequence
+            following = self._journals.open(base.facts, after=after)
+            following.create()
             journal.close()
             base.journals.append(journal.path)
-            after = BROKEN if journal.incomplete else journal.sequence
-            base.keep(self._journals.open(base.facts, after=after))
-        if base.build is not None:
-            base.note()  # it runs on, whatever becomes of the journals behind
+            base.keep(following)
+        else:
+            journal.create()  # a build that runs is known from there only, once those behind are removed
         return list(base.journals)
 
     async def _write(self, base: OutputBase, saved: SavedBase, finalized: Finalized | None) -> None:

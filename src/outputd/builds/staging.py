@@ -91,6 +91,12 @@ class Staging:
         """Place each artifact at its path, in order; an error in its place for each that could not be. Raises Precondition."""
         absent = await self._absent(items) if self._local_only else frozenset()
         self._build.check()
+        journal = self._build.base.journal
+        assert journal is not None
+        try:
+            journal.check_room()
+        except OutputdError as error:
+            return [error] * len(items)
         results: list[OutputdError | None] = []
         parents = self._parents
         parents.clear()

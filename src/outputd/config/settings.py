@@ -300,8 +300,8 @@ class Outputs:
         Key(
             Choice(("when-complete", "whole-blob")),
             "when-complete",
-            "Whether of blobs from 4 MiB on only what is read is fetched, and verified once all of it is here, or nobody sees a byte "
-            "of any blob before all of it was fetched and verified (`whole-blob`).",
+            "Whether of blobs from 4 MiB on only what is read is fetched, and verified once all of it is here, or nobody sees a "
+            "byte of any blob before all of it was fetched and verified (`whole-blob`).",
         ),
     ]
     lease_seconds: Annotated[

@@ -145,6 +145,14 @@ class Content:
         if writing and isinstance(content, Local) and content.writers == 0:
             self._closed(file)
 
+    def abandon(self, opened: OpenFile, *, writing: bool) -> None:
+        """A handle is gone with the mount. Its process may still write through it (orphans.py): then the file becomes no blob
+        before a restart has cut it off."""
+        content = opened.file.content
+        if writing and opened.direct and isinstance(content, Local):
+            content.writers += 1
+        self.release(opened, writing=writing)
+
     def named(self, file: File) -> None:
         """The file got a name, or bytes of its own. If it is its first, nobody was told when its last writer closed it."""
         if isinstance(file.content, Local) and file.content.writers == 0:
@@ -261,6 +269,7 @@ class Content:
             self._replace_by_empty(file)
         local = file.content
         assert isinstance(local, Local)
+        self.catch_up(file)  # else bytes that were passed through and not heard of yet would stay
         if local.size != size:
             if local.size - size >= _LARGE:
                 raise TooLong(file, size)
@@ -339,18 +348,7 @@ class Content:
         if source is None:
             raise NotFound(f"blob {digest}: was here a moment ago and is gone")
         try:
-            local, target = self.new_local()
-            try:
-                if digest.size <= _INLINE_COPY:
-                    self._disk.copy(source, target)
-                else:
-                    await in_thread(self._disk.copy, source, target)
-            except BaseException as error:
-                os.close(target)
-                os.unlink(self.private_path(local))
-                if isinstance(error, OSError):
-                    raise disk_error(error, self._private_dir) from error
-                raise
+            local, target = await self.copied(source, digest.size)
         finally:
             os.close(source)
         opened = self._open.get(file)
@@ -362,8 +360,26 @@ class Content:
             os.close(target)
             os.unlink(self.private_path(local))
             return
-        local.size = digest.size
+        # What is younger than the file was written to it; restoring.py goes by that.
+        os.utime(target, ns=(file.mtime, file.mtime))
         self._become_local(file, local, target)
+
+    async def copied(self, source: int, size: int) -> tuple[Local, int]:
+        """A private file with the bytes of an open file, some `size`, and a descriptor of it. Raises Exhausted or Unavailable."""
+        local, target = self.new_local()
+        try:
+            if size <= _INLINE_COPY:
+                self._disk.copy(source, target)
+            else:
+                await in_thread(self._disk.copy, source, target)
+        except BaseException as error:
+            os.close(target)
+            os.unlink(self.private_path(local))
+            if isinstance(error, OSError):
+                raise disk_error(error, self._private_dir) from error
+            raise
+        local.size = os.fstat(target).st_size
+        return local, target
 
     def make_direct(self, opened: OpenFile) -> None:
         """The kernel is given the file behind `fd`, for as long as the inode has open handles."""
@@ -371,7 +387,7 @@ class Content:
         opened.seen = os.fstat(opened.fd).st_mtime_ns
 
     def catch_up(self, file: File) -> None:
-        """To be called before times are set, else what was written before would be taken for later."""
+        """To be called before times or the length are set, else what was written before would be taken for later."""
         opened = self._open.get(file)
         if opened is not None and opened.direct and isinstance(file.content, Local):
             self._catch_up(opened, file.content, os.fstat(opened.fd))

@@ -13,7 +13,8 @@ def identify(node: Node, directory: Directory) -> int:
     node.ino = volume.next_ino
     volume.next_ino += 1
     outdate_record(directory)
-    volume.log.identified(directory, node.ino, (node.name,))
+    if node.parent is not None:  # else it has no name yet (O_TMPFILE), and with that its number will be told
+        volume.log.identified(directory, node.ino, (node.name,))
     return node.ino
 
 

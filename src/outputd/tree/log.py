@@ -9,17 +9,19 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Final, Protocol
 
+from outputd.tree.status import Status
+
 if TYPE_CHECKING:
     from outputd.digest import Digest
     from outputd.tree.node import Child, Directory, File, Node
 
 
 class Log(Protocol):
-    """Takes the changes of one volume. Never raises: what cannot be kept makes `room` false."""
+    """Takes the changes of one volume. Never raises: what cannot be kept changes `room`."""
 
     @property
-    def room(self) -> bool:
-        """Whether more can be taken. While it is false, changes that add something are refused (ENOSPC)."""
+    def room(self) -> Status:
+        """OK while more can be taken; else changes that add something are refused with this, NO_ROOM or READ_ONLY."""
 
     def entered(self, directory: Directory, name: bytes, child: Child, now: int) -> None:
         """A new file or node stands at a name, whatever stood there; the directory has the time `now`."""
@@ -60,7 +62,7 @@ class Unlogged:
 
     __slots__ = ()
 
-    room: Final = True
+    room: Final = Status.OK
 
     def entered(self, directory: Directory, name: bytes, child: Child, now: int) -> None:
         pass

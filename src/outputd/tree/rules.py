@@ -63,7 +63,7 @@ def may_enter(directory: Directory, name: bytes) -> Status:
         return Status.ABSENT
     if name in entries(directory):
         return Status.EXISTS
-    return Status.OK if directory.volume.log.room else Status.NO_ROOM
+    return directory.volume.log.room
 
 
 def may_rename(

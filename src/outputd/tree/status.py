@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import enum
+from typing import TYPE_CHECKING
 
-from outputd.tree.node import Directory
+if TYPE_CHECKING:
+    from outputd.tree.node import Directory
 
 
 class Status(enum.Enum):

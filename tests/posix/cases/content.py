@@ -55,6 +55,16 @@ def cut_while_others_have_it_open(at: At) -> object:
         return after, os.read(reader, 9), os.pread(reader, 20, 0)
 
 
+@CASES.add
+def emptied_by_another_while_it_is_written(at: At) -> object:
+    fd = os.open(at / "f", os.O_WRONLY | os.O_CREAT, 0o644)
+    os.write(fd, b"first")
+    os.close(os.open(at / "f", os.O_WRONLY | os.O_TRUNC))
+    emptied = os.stat(at / "f").st_size
+    os.close(fd)
+    return emptied, at.tree()
+
+
 @CASES.each(("truncate", "ftruncate", "lseek", "pwrite", "pread"))
 def negative_sizes(at: At, what: str) -> object:
     at.file("f")

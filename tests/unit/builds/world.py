@@ -16,7 +16,7 @@ from outputd.builds.leases import Leases
 from outputd.builds.presence import LeaseOptions, Presence
 from outputd.builds.state import State
 from outputd.digest import Digest, DigestFunction
-from outputd.disk.disk import RealDisk
+from outputd.disk.disk import Disk, RealDisk
 from outputd.drive.content import Content
 from outputd.drive.ingest import Ingest
 from outputd.drive.loader import Loader
@@ -127,11 +127,16 @@ class World:
     """One run of a daemon, without its mount and its server."""
 
     def __init__(
-        self, path: str, tasks: asyncio.TaskGroup, options: Mapping[str, bool | int], timeout: float
+        self,
+        path: str,
+        tasks: asyncio.TaskGroup,
+        options: Mapping[str, bool | int],
+        timeout: float,
+        disk: Disk,
     ) -> None:
         self.later = 0
         """By how much this world's clock is ahead, in nanoseconds."""
-        self.disk = RealDisk()
+        self.disk = disk
         self.state = State(f"{path}/state", self.disk)
         self.store = DiskStore(f"{path}/cache", self.disk)
         self.cas = Cas(self.store)
@@ -329,11 +334,16 @@ def seen(w: World, *directories: Directory) -> None:
 
 @contextlib.asynccontextmanager
 async def world(
-    path: object, *, timeout: float = 5.0, crash: bool = False, **options: bool | int
+    path: object,
+    *,
+    timeout: float = 5.0,
+    crash: bool = False,
+    disk: Disk | None = None,
+    **options: bool | int,
 ) -> AsyncIterator[World]:
     """A World that has restored what an earlier one on the same path saved. With `crash` it ends without saving."""
     async with asyncio.TaskGroup() as tasks:
-        w = World(str(path), tasks, options, timeout)
+        w = World(str(path), tasks, options, timeout, disk or RealDisk())
         background = [
             tasks.create_task(w.ingest.run()),
             tasks.create_task(w.reaper.run()),

@@ -220,8 +220,10 @@ class Files:
 
     def close_all(self) -> None:
         """The mount is gone: no RELEASE will come."""
-        for fh in list(self._handles):
-            self.drop(fh)
+        for handle in self._handles.values():
+            self._content.abandon(handle.opened, writing=handle.writing)
+            self._passthrough.released(handle.opened)
+        self._handles.clear()
 
     async def _synced(self, unique: int, own: int, sync: Callable[[int], None]) -> bytes:
         try:

@@ -74,6 +74,8 @@ _EPOCH_FROM: Final = 64
 """Stale names from which one INC_EPOCH (about 15 us, then one LOOKUP for each name used again) beats INVAL_ENTRYs (7 us each)."""
 _SLOW: Final = 5.0
 """Seconds after which a request that failed says how long it took."""
+_FULL_AGAIN: Final = 60.0
+"""Seconds between two log lines that the disk is full."""
 
 
 class Session:
@@ -110,6 +112,8 @@ class Session:
         self._waiting = Waiting(tasks)
         self._most_waiting = 0
         """Requests that may wait for what is not here, the next one fails; known from INIT on."""
+        self._full_told = -_FULL_AGAIN
+        """When the log was last told that the disk is full, by time.monotonic()."""
         self.minor = 0
         """ABI minor version agreed on; 0 before INIT."""
         self.features = Init(0)
@@ -293,6 +297,10 @@ class Session:
             wanted = self.wanted(nodeid)
             # What Content raises again for the second READ of one read(2) was told before.
             again = isinstance(error.__cause__, OutputdError) and str(error.__cause__) == str(error)
+            if number == errno.ENOSPC:  # every write fails then, and one line tells as much as a thousand
+                now = time.monotonic()
+                again = now - self._full_told < _FULL_AGAIN
+                self._full_told = self._full_told if again else now
             _log.log(
                 logging.DEBUG if again else logging.WARNING,
                 "%s of %s for process %d failed with %s%s: %s%s",
