@@ -13,6 +13,7 @@ from collections import OrderedDict
 from collections.abc import AsyncIterator, Callable, Sequence
 from typing import Final, Protocol
 
+import grpc
 from google.protobuf.message import DecodeError
 
 from outputd._proto import remote_execution_pb2 as reapi
@@ -29,13 +30,14 @@ from outputd.rpc.passing import Passing
 from outputd.rpc.resource_name import check_instance_name
 from outputd.store.base import BlobStore
 from outputd.store.marks import Marks
+from outputd.store.remote.relay import Refusal
 
 _log = logging.getLogger(__name__)
 
 _METHODS: Final = reapi.DESCRIPTOR.services_by_name["ActionCache"].methods_by_name
 _TREE_LIMIT: Final = 64 * 1024 * 1024
 _FRESH: Final = 300.0
-"""Seconds for which a result that the remote gave or took is not asked for again."""
+"""Seconds for which a result that the remote gave is not asked for again."""
 _VOUCHED: Final = 50_000
 """Results of which that is remembered: 15 MB."""
 _PATIENCE: Final = 60.0
@@ -65,7 +67,7 @@ class KeptResults(Protocol):
 class ActionCache:
     """The service.
 
-    With a remote it is the remote's cache, for only that one knows what was withdrawn. What the remote said is answered from here
+    With a remote it is the remote's cache, for only that one knows what was withdrawn. What the remote gave is answered from here
     for some minutes, and while it cannot be reached, then only if every blob of the result is here.
     """
 
@@ -75,7 +77,7 @@ class ActionCache:
         self._passing = passing
         self._inlined = inlined
         self._vouched: OrderedDict[tuple[str, Digest], float] = OrderedDict()
-        """When the remote gave or took a result, in the order of it."""
+        """When the remote gave a result, in the order of it. One that it took it may still not give: blobs may be gone."""
 
     async def get_action_result(
         self, request: reapi.GetActionResultRequest, context: Context
@@ -106,6 +108,10 @@ class ActionCache:
             )
         except OutputdError as error:
             self._vouched.pop((instance, action), None)
+            if isinstance(error, Refusal) and error.code is grpc.StatusCode.UNIMPLEMENTED:
+                return await self._complete(
+                    instance, action
+                )  # a CAS and no more: this is the cache in front of it
             if not unreachable(error):
                 raise
             try:
@@ -113,6 +119,10 @@ class ActionCache:
             except NotFound:
                 raise error from None
         await self._keep(instance, action, result)
+        self._vouched[instance, action] = time.monotonic()
+        self._vouched.move_to_end((instance, action))
+        if len(self._vouched) > _VOUCHED:
+            self._vouched.popitem(last=False)
         return result
 
     async def update_action_result(
@@ -150,11 +160,6 @@ class ActionCache:
             await self._results.put(instance, action, kept.SerializeToString(deterministic=True))
         except OutputdError as error:
             _log.warning("the result of action %s is not kept: %s", action, error)
-            return
-        self._vouched[instance, action] = time.monotonic()
-        self._vouched.move_to_end((instance, action))
-        if len(self._vouched) > _VOUCHED:
-            self._vouched.popitem(last=False)
 
     async def _complete(self, instance: str, action: Digest, *, here: bool = False) -> reapi.ActionResult:
         """The result that is kept, if its blobs can be had; `here`: if they are in the local store. Raises NotFound."""

@@ -287,19 +287,30 @@ def test_an_update_is_the_remotes_to_take(code: grpc.StatusCode) -> None:
     with_cache(FakeStore(), use, results=results, played=played)
 
 
-def test_what_the_remote_took_is_answered_from_here() -> None:
+def test_what_the_remote_gave_is_answered_from_here() -> None:
+    result = reapi.ActionResult(stdout_raw=b"out", stdout_digest=digest_message(Digest.of(SHA256, b"out")))
+
     async def use(stub: Stub) -> None:
-        result = reapi.ActionResult(
-            stdout_raw=b"out", stdout_digest=digest_message(Digest.of(SHA256, b"out"))
-        )
         await update(stub, result)
         request = reapi.GetActionResultRequest(action_digest=digest_message(ACTION), inline_stdout=True)
-        assert await stub.call("GetActionResult", request, reapi.ActionResult, timeout=10) == result
+        for _ in range(2):
+            assert await stub.call("GetActionResult", request, reapi.ActionResult, timeout=10) == result
         assert not (await get(stub)).stdout_raw  # which need not be
-        assert [type(request).__name__ for request in played.requests] == ["UpdateActionResultRequest"]
+        names = [type(request).__name__ for request in played.requests]
+        assert names == ["UpdateActionResultRequest", "GetActionResultRequest"]
 
     played = PlayedRemote()
-    played.answers = {"UpdateActionResult": lambda request: request.action_result}
+    played.answers = {"UpdateActionResult": lambda request: request.action_result, "GetActionResult": result}
+    with_cache(FakeStore(), use, played=played)
+
+
+def test_before_a_plain_cas_it_is_the_cache() -> None:
+    async def use(stub: Stub) -> None:
+        with pytest.raises(NotFound, match="no result is kept"):
+            await get(stub)
+
+    played = PlayedRemote()
+    played.answers["GetCapabilities"] = reapi.ServerCapabilities()
     with_cache(FakeStore(), use, played=played)
 
 
