@@ -131,7 +131,7 @@ _differ(
 def page() -> str:
     """docs/reference/rev2-conformance.md."""
     lines = [
-        "<!-- Made by `python -m tests.interop.rev2_differences`; do not edit. -->",
+        "<!-- Printed by `python -m tests.interop.rev2_differences`; do not edit. -->",
         "",
         "# REv2 conformance",
         "",

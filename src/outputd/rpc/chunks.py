@@ -31,8 +31,9 @@ from outputd.store.waiting import in_thread
 _METHODS: Final = reapi.DESCRIPTOR.services_by_name["ContentAddressableStorage"].methods_by_name
 _PATIENCE: Final = 60.0
 _FAST_CDC: Final = reapi.ChunkingFunction.FAST_CDC_2020
-# Cutting it takes 15 seconds. Of a larger blob only chunks that are known are told; clients then read it whole.
-_LARGEST: Final = 256 << 20
+# Cutting it takes 13 seconds, and clients wait a minute. Of a larger blob only chunks that are known are told; clients then
+# read it whole.
+_LARGEST: Final = 128 << 20
 # Digests of chunks that are remembered in all: 7 MB.
 _REMEMBERED: Final = 50_000
 
