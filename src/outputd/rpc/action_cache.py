@@ -1,5 +1,5 @@
-"""REv2 ActionCache: the remote's, with a room that keeps results in front of it; by itself never answers with a result whose
-blobs are gone.
+"""REv2 ActionCache: the remote's, or without one a room that keeps results; by itself never answers with a result whose blobs
+are gone.
 
 A client that gets a result does not run the action, so a blob that is missing then can only be had by a failed build.
 """
@@ -7,9 +7,6 @@ A client that gets a result does not run the action, so a blob that is missing t
 from __future__ import annotations
 
 import asyncio
-import logging
-import time
-from collections import OrderedDict
 from collections.abc import AsyncIterator, Callable, Sequence
 from typing import Final, Protocol
 
@@ -27,19 +24,14 @@ from outputd.rpc.inlined import Inlined
 from outputd.rpc.limits import MESSAGE_LIMIT
 from outputd.rpc.pace import paced
 from outputd.rpc.passing import Passing
+from outputd.rpc.recent_results import RecentResults
 from outputd.rpc.resource_name import check_instance_name
 from outputd.store.base import BlobStore
 from outputd.store.marks import Marks
 from outputd.store.remote.relay import Refusal
 
-_log = logging.getLogger(__name__)
-
 _METHODS: Final = reapi.DESCRIPTOR.services_by_name["ActionCache"].methods_by_name
 _TREE_LIMIT: Final = 64 * 1024 * 1024
-_FRESH: Final = 300.0
-"""Seconds for which a result that the remote gave is not asked for again."""
-_VOUCHED: Final = 50_000
-"""Results of which that is remembered: 15 MB."""
 _PATIENCE: Final = 60.0
 """Seconds for the remote to answer."""
 
@@ -76,8 +68,7 @@ class ActionCache:
         self._store = store
         self._passing = passing
         self._inlined = inlined
-        self._vouched: OrderedDict[tuple[str, Digest], float] = OrderedDict()
-        """When the remote gave a result, in the order of it. One that it took it may still not give: blobs may be gone."""
+        self._recent = RecentResults()
 
     async def get_action_result(
         self, request: reapi.GetActionResultRequest, context: Context
@@ -92,12 +83,10 @@ class ActionCache:
         self, request: reapi.GetActionResultRequest, instance: str, action: Digest, context: Context
     ) -> reapi.ActionResult:
         if not self._passing.remote:
-            return await self._complete(instance, action)
-        vouched = self._vouched.get((instance, action))
-        if vouched is not None and time.monotonic() - vouched < _FRESH:
-            kept = await self._results.get(instance, action)
-            if kept is not None:
-                return _parsed(kept, action)
+            return await self._complete(await self._results.get(instance, action), instance, action)
+        kept = self._recent.fresh(instance, action)
+        if kept is not None:
+            return _parsed(kept, action)
         asked = reapi.GetActionResultRequest()
         asked.CopyFrom(request)
         asked.instance_name = self._passing.instance(instance)
@@ -107,22 +96,17 @@ class ActionCache:
                 _METHODS["GetActionResult"], asked, reapi.ActionResult, context, _PATIENCE
             )
         except OutputdError as error:
-            self._vouched.pop((instance, action), None)
-            if isinstance(error, Refusal) and error.code is grpc.StatusCode.UNIMPLEMENTED:
-                return await self._complete(
-                    instance, action
-                )  # a CAS and no more: this is the cache in front of it
+            if _is_unimplemented(error):
+                # A CAS and no more: this is the cache in front of it.
+                return await self._complete(await self._results.get(instance, action), instance, action)
             if not unreachable(error):
+                self._recent.has_none(instance, action)
                 raise
             try:
-                return await self._complete(instance, action, here=True)
+                return await self._complete(self._recent.last(instance, action), instance, action, here=True)
             except NotFound:
                 raise error from None
-        await self._keep(instance, action, result)
-        self._vouched[instance, action] = time.monotonic()
-        self._vouched.move_to_end((instance, action))
-        if len(self._vouched) > _VOUCHED:
-            self._vouched.popitem(last=False)
+        self._recent.gave(instance, action, await self._stripped(result, action.function))
         return result
 
     async def update_action_result(
@@ -144,26 +128,30 @@ class ActionCache:
             return result
         request.instance_name = self._passing.instance(instance)
         request.digest_function = reapi.DigestFunction.Value.ValueType(action.function)
-        result = await self._passing.call(
-            _METHODS["UpdateActionResult"], request, reapi.ActionResult, context, _PATIENCE
-        )
-        await self._keep(instance, action, result)
-        return result
-
-    async def _keep(self, instance: str, action: Digest, result: reapi.ActionResult) -> None:
-        """What the remote stands for. That it cannot be kept here is no reason to fail."""
-        await self._inlined.keep(result, action.function)
-        kept = reapi.ActionResult()
-        kept.CopyFrom(result)
-        self._inlined.strip(kept, action.function)
         try:
-            await self._results.put(instance, action, kept.SerializeToString(deterministic=True))
+            taken = await self._passing.call(
+                _METHODS["UpdateActionResult"], request, reapi.ActionResult, context, _PATIENCE
+            )
         except OutputdError as error:
-            _log.warning("the result of action %s is not kept: %s", action, error)
+            if not _is_unimplemented(error):
+                raise
+            await self._results.put(instance, action, result.SerializeToString(deterministic=True))
+            return result
+        self._recent.took(instance, action, await self._stripped(taken, action.function))
+        return taken
 
-    async def _complete(self, instance: str, action: Digest, *, here: bool = False) -> reapi.ActionResult:
-        """The result that is kept, if its blobs can be had; `here`: if they are in the local store. Raises NotFound."""
-        kept = await self._results.get(instance, action)
+    async def _stripped(self, result: reapi.ActionResult, function: DigestFunction) -> bytes:
+        """A result without the contents that are inlined in it, which go to the local store."""
+        await self._inlined.keep(result, function)
+        stripped = reapi.ActionResult()
+        stripped.CopyFrom(result)
+        self._inlined.strip(stripped, function)
+        return stripped.SerializeToString()
+
+    async def _complete(
+        self, kept: bytes | None, instance: str, action: Digest, *, here: bool = False
+    ) -> reapi.ActionResult:
+        """A result that is kept, if its blobs can be had; `here`: if they are in the local store. Raises NotFound."""
         if kept is None:
             raise NotFound(f"action {action}: no result is kept")
         store = self._store.of_instance(instance)
@@ -181,6 +169,10 @@ class ActionCache:
             some = ", ".join(sorted(map(str, missing))[:3])
             raise NotFound(f"action {action}: {len(missing)} blobs of its result are gone: {some}")
         return result
+
+
+def _is_unimplemented(error: OutputdError) -> bool:
+    return isinstance(error, Refusal) and error.code is grpc.StatusCode.UNIMPLEMENTED
 
 
 def _parsed(kept: bytes, action: Digest) -> reapi.ActionResult:

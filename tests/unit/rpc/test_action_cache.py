@@ -8,8 +8,8 @@ import uvloop
 
 from outputd._proto import remote_execution_pb2 as reapi
 from outputd.digest import Digest, empty_digest
-from outputd.errors import Denied, Exhausted, Invalid, NotFound, Unavailable, Unsupported
-from outputd.rpc import action_cache
+from outputd.errors import Denied, Exhausted, Invalid, NotFound, Unavailable
+from outputd.rpc import recent_results
 from outputd.rpc.action_cache import ActionCache, ReferencedResults
 from outputd.rpc.client import Stub
 from outputd.rpc.digests import digest_message
@@ -269,10 +269,9 @@ def test_the_remote_is_asked_once_and_for_its_own_instance() -> None:
     with_cache(FakeStore(), use, played=played)
 
 
-@pytest.mark.parametrize("code", [grpc.StatusCode.PERMISSION_DENIED, grpc.StatusCode.UNIMPLEMENTED])
-def test_an_update_is_the_remotes_to_take(code: grpc.StatusCode) -> None:
+def test_an_update_is_the_remotes_to_take() -> None:
     async def use(stub: Stub) -> None:
-        with pytest.raises((Denied, Unsupported), match="not you"):
+        with pytest.raises(Denied, match="not you"):
             await update(stub, file_result(GONE))
         with pytest.raises(NotFound):
             await get(stub)
@@ -281,7 +280,7 @@ def test_an_update_is_the_remotes_to_take(code: grpc.StatusCode) -> None:
     results = FakeResults()
     played = PlayedRemote()
     played.answers = {
-        "UpdateActionResult": Refused(code, "not you"),
+        "UpdateActionResult": Refused(grpc.StatusCode.PERMISSION_DENIED, "not you"),
         "GetActionResult": Refused(grpc.StatusCode.NOT_FOUND, "no such action"),
     }
     with_cache(FakeStore(), use, results=results, played=played)
@@ -308,14 +307,32 @@ def test_before_a_plain_cas_it_is_the_cache() -> None:
     async def use(stub: Stub) -> None:
         with pytest.raises(NotFound, match="no result is kept"):
             await get(stub)
+        assert await update(stub, file_result(here)) == file_result(here)
+        assert await get(stub) == file_result(here)
 
+    store = FakeStore()
+    here = store.add(b"here")
     played = PlayedRemote()
     played.answers["GetCapabilities"] = reapi.ServerCapabilities()
-    with_cache(FakeStore(), use, played=played)
+    with_cache(store, use, played=played)
+
+
+def test_what_is_remembered_of_the_remote_has_a_limit(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(recent_results, "_BYTES", 5000)
+    recent = recent_results.RecentResults()
+    actions = [Digest.of(SHA256, bytes([number])) for number in range(20)]
+    for action in [*actions, *actions[::-1]]:
+        recent.gave("", action, bytes(100))
+        assert recent._size == 500 * len(recent._kept) <= 5000
+    assert [recent.fresh("", action) is None for action in actions] == [False] * 10 + [True] * 10
+    recent.took("", actions[0], b"taken")
+    assert (recent.fresh("", actions[0]), recent.last("", actions[0])) == (None, b"taken")
+    recent.has_none("", actions[0])
+    assert recent.last("", actions[0]) is None
 
 
 def test_without_an_answer_what_is_whole_here_is_still_known(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(action_cache, "_FRESH", 0.0)
+    monkeypatch.setattr(recent_results, "_FRESH", 0.0)
 
     async def use(stub: Stub) -> None:
         await update(stub, file_result(here))
