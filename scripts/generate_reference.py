@@ -37,12 +37,16 @@ _STANDARD_SERVICES: Final = (
     (_REV2, "ActionCache"),
     (_REV2, "Capabilities"),
     ("google/bytestream/bytestream.proto", "ByteStream"),
+    (_REV2, "Execution"),
+    ("google/longrunning/operations.proto", "Operations"),
+    ("build/bazel/remote/asset/v1/remote_asset.proto", "Fetch"),
+    ("build/bazel/remote/asset/v1/remote_asset.proto", "Push"),
+    ("build/bazel/remote/logstream/v1/remote_logstream.proto", "LogStreamService"),
     ("grpc/health/v1/health.proto", "Health"),
+    ("grpc/reflection/v1/reflection.proto", "ServerReflection"),
+    ("grpc/reflection/v1alpha/reflection_v1alpha.proto", "ServerReflection"),
 )
 """Shown by their methods; their messages are everybody's."""
-
-_NOT_OFFERED: Final = frozenset({"SplitBlob", "SpliceBlob"})
-"""Methods that answer UNIMPLEMENTED; Capabilities says so too."""
 
 
 _OUTPUT: Final = """\
@@ -235,7 +239,12 @@ def _rpcs() -> Iterator[str]:
         yield from _protocol(name, _read(name))
     yield "## Standard services"
     yield ""
-    yield "The local store, and the remote server behind it, for clients that have no other cache. Execution is not offered."
+    yield (
+        "The local store, and the remote server behind it. Execution, Operations, Fetch, Push and LogStreamService are the "
+        "remote's, and UNIMPLEMENTED without one. Why they answer as they do: "
+        "[between build tools and their remote](../explanation/proxy.md); "
+        "call by call: [REv2 conformance](rev2-conformance.md)."
+    )
     yield ""
     for name, service in _STANDARD_SERVICES:
         found = _read(name)
@@ -267,8 +276,7 @@ def _service(block: Block) -> Iterator[str]:
     yield "| method | request | reply | |"
     yield "|---|---|---|---|"
     for method in block.methods:
-        comment = "Not offered: UNIMPLEMENTED." if method.name in _NOT_OFFERED else _cell(method.comment)
-        yield f"| `{method.name}` | `{method.request}` | `{method.reply}` | {comment} |"
+        yield f"| `{method.name}` | `{method.request}` | `{method.reply}` | {_cell(method.comment)} |"
     yield ""
 
 

@@ -23,13 +23,7 @@ import grpc.aio
 from google.protobuf.descriptor import ServiceDescriptor
 
 from outputd import __version__
-from outputd._proto import (
-    admin_pb2,
-    bazel_output_service_pb2,
-    bytestream_pb2,
-    health_pb2,
-    remote_execution_pb2,
-)
+from outputd._proto import admin_pb2, bazel_output_service_pb2, health_pb2
 from outputd.builds.builds import Builds, Options
 from outputd.builds.collection import Collection
 from outputd.builds.healing import Healing
@@ -52,15 +46,16 @@ from outputd.front.fuse.answers import Timeouts
 from outputd.front.fuse.callers import name_of
 from outputd.front.fuse.front import FuseFront
 from outputd.restart import DEVICE, Arrival, Departure, Restarting, arrived, depart, left_behind, until_asked
-from outputd.rpc.action_cache import ActionCache, ReferencedResults
+from outputd.rpc.action_cache import ReferencedResults
 from outputd.rpc.admin import Admin, MountFacts, RemoteFacts, RestartFacts, StoreFacts
 from outputd.rpc.bazel_output_service import BazelOutputService
 from outputd.rpc.byte_stream import ByteStream
 from outputd.rpc.calls import Calls
-from outputd.rpc.capabilities import Capabilities
-from outputd.rpc.cas import ContentAddressableStorage
 from outputd.rpc.health import Health
 from outputd.rpc.operations import KernelRequest, Operations
+from outputd.rpc.passing import Passing
+from outputd.rpc.reflection import reflection_services
+from outputd.rpc.rev2 import rev2_services
 from outputd.rpc.services import SERVER_OPTIONS, service_handler
 from outputd.signals import Signals
 from outputd.sockets import bind, clear_stale_socket, remove
@@ -70,6 +65,7 @@ from outputd.store.elsewhere import Elsewhere
 from outputd.store.limits import Limits
 from outputd.store.partials import Partials
 from outputd.store.remote.client import RemoteStore
+from outputd.store.remote.relay import Relay
 from outputd.supervisor import Supervisor
 from outputd.tree.tree import Tree
 from outputd.wire.fuse_abi import Opcode
@@ -256,6 +252,11 @@ async def _run(
                 # Not before: what was not restored yet would look like garbage.
                 background.append(tasks.create_task(collection.run(), name="collection"))
                 calls = Calls()
+                relay: Relay | None = None
+                if remote is not None:
+                    relay = remote.relay()
+                    rooms.push_async_callback(relay.close)
+                passing = Passing(relay)
                 operations = Operations(
                     lambda: _kernel_requests(front, mount.path),
                     calls,
@@ -278,7 +279,7 @@ async def _run(
                 while departure is None:
                     async with (
                         _running(builds.checkpoints.run(), tasks),
-                        _listening(config, store, state, builds, admin, calls, tasks),
+                        _listening(config, store, state, builds, admin, calls, passing, tasks),
                     ):
                         _log.info(
                             "outputd %s: outputs at %s/outputs, listening on %s",
@@ -366,28 +367,27 @@ async def _listening(
     builds: Builds,
     admin: Admin,
     calls: Calls,
+    passing: Passing,
     tasks: asyncio.TaskGroup,
 ) -> AsyncIterator[None]:
     """Every service on every address."""
-    reapi = remote_execution_pb2.DESCRIPTOR.services_by_name
-    byte_stream = ByteStream(store, tasks)
+    byte_stream = ByteStream(store, tasks, passing)
     health_descriptor = health_pb2.DESCRIPTOR.services_by_name["Health"]
     services = [
         (
             bazel_output_service_pb2.DESCRIPTOR.services_by_name["BazelOutputService"],
             BazelOutputService(builds),
         ),
-        (reapi["ContentAddressableStorage"], ContentAddressableStorage(store)),
-        (reapi["ActionCache"], ActionCache(state, store)),
-        (reapi["Capabilities"], Capabilities()),
-        (bytestream_pb2.DESCRIPTOR.services_by_name["ByteStream"], byte_stream),
+        *rev2_services(store, state, byte_stream, passing),
     ]
     admin_descriptor = admin_pb2.DESCRIPTOR.services_by_name["Admin"]
-    health = Health([descriptor.full_name for descriptor, _ in [*services, (admin_descriptor, admin)]])
+    offered = [*(descriptor for descriptor, _ in services), admin_descriptor]
+    health = Health([descriptor.full_name for descriptor in offered])
     # Who asks what is under way, or watches our health for hours, is not stuck.
     onlookers: list[tuple[ServiceDescriptor, object]] = [
         (admin_descriptor, admin),
         (health_descriptor, health),
+        *reflection_services([*offered, health_descriptor]),
     ]
     server = grpc.aio.server(options=SERVER_OPTIONS)
     server.add_generic_rpc_handlers(

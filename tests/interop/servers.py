@@ -29,19 +29,29 @@ server:
     insecure-mode: true
 storages:
 {storages}
+caches:
+{caches}
 instances:
 {instances}
 """
 _STORAGE = """\
   - !disk-storage &cas{number}
     path: {path}"""
+_CACHE = """\
+  - !lru-action-cache &results{number}
+    storage: *cas{number}
+    max-cached-refs: 1000
+    allow-updates: true
+    cache-failed-actions: true"""
 _INSTANCE = """\
   - name: "{name}"
     services:
       - !cas
         storage: *cas{number}
       - !bytestream
-        storage: *cas{number}"""
+        storage: *cas{number}
+      - !action-cache
+        cache: *results{number}"""
 
 
 @dataclass(frozen=True)
@@ -101,8 +111,13 @@ def buildgrid(directory: Path, *instances: str) -> Iterator[Server]:
     config = directory / "buildgrid.yml"
     names = list(enumerate(instances or [""]))
     storages = (_STORAGE.format(number=number, path=directory / "cas" / str(number)) for number, _ in names)
+    caches = (_CACHE.format(number=number) for number, _ in names)
     parts = (_INSTANCE.format(number=number, name=name) for number, name in names)
-    config.write_text(_BUILDGRID.format(port=port, storages="\n".join(storages), instances="\n".join(parts)))
+    config.write_text(
+        _BUILDGRID.format(
+            port=port, storages="\n".join(storages), caches="\n".join(caches), instances="\n".join(parts)
+        )
+    )
     with _running(
         "BuildGrid", [tool("bin/bgd"), "server", "start", str(config)], directory, ("127.0.0.1", port)
     ) as pid:

@@ -89,10 +89,11 @@ def test_every_dependency_has_its_reason() -> None:
     page = (REPOSITORY / "docs" / "explanation" / "dependencies.md").read_text()
     given = set(
         re.findall(
-            r"`([\w-]+)`", "\n".join(line.split("|")[1] for line in page.splitlines() if line.startswith("|"))
+            r"`([\w.-]+)`",
+            "\n".join(line.split("|")[1] for line in page.splitlines() if line.startswith("|")),
         )
     )
-    assert given == {re.split(r"[^\w-]", name)[0] for name in wanted}
+    assert given == {re.split(r"[^\w.-]", name)[0] for name in wanted}
 
 
 class TestProtoOutline:

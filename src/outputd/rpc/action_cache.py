@@ -1,4 +1,5 @@
-"""REv2 ActionCache over a room that keeps results by action; never answers with a result whose blobs are gone.
+"""REv2 ActionCache: the remote's, or without one a room that keeps results; by itself never answers with a result whose blobs
+are gone.
 
 A client that gets a result does not run the action, so a blob that is missing then can only be had by a failed build.
 """
@@ -9,21 +10,30 @@ import asyncio
 from collections.abc import AsyncIterator, Callable, Sequence
 from typing import Final, Protocol
 
+import grpc
 from google.protobuf.message import DecodeError
 
 from outputd._proto import remote_execution_pb2 as reapi
 from outputd.digest import Digest, DigestFunction
-from outputd.errors import Corrupt, Denied, Exhausted, Invalid, NotFound
+from outputd.errors import Corrupt, Exhausted, Invalid, NotFound, OutputdError, Unavailable
+from outputd.rpc.capabilities import unreachable
 from outputd.rpc.digests import parse_digest, request_function
 from outputd.rpc.directory_walk import Walked, walk_directories
 from outputd.rpc.edge import Context
+from outputd.rpc.inlined import Inlined
 from outputd.rpc.limits import MESSAGE_LIMIT
 from outputd.rpc.pace import paced
+from outputd.rpc.passing import Passing
+from outputd.rpc.recent_results import RecentResults
 from outputd.rpc.resource_name import check_instance_name
 from outputd.store.base import BlobStore
 from outputd.store.marks import Marks
+from outputd.store.remote.relay import Refusal
 
+_METHODS: Final = reapi.DESCRIPTOR.services_by_name["ActionCache"].methods_by_name
 _TREE_LIMIT: Final = 64 * 1024 * 1024
+_PATIENCE: Final = 60.0
+"""Seconds for the remote to answer."""
 
 
 class ActionResults(Protocol):
@@ -47,49 +57,129 @@ class KeptResults(Protocol):
 
 
 class ActionCache:
-    """The service. `update_enabled` must be what CacheCapabilities says."""
+    """The service.
 
-    def __init__(self, results: ActionResults, store: BlobStore, *, update_enabled: bool = True) -> None:
+    With a remote it is the remote's cache, for only that one knows what was withdrawn. What the remote gave is answered from here
+    for some minutes, and while it cannot be reached, then only if every blob of the result is here.
+    """
+
+    def __init__(self, results: ActionResults, store: BlobStore, passing: Passing, inlined: Inlined) -> None:
         self._results = results
         self._store = store
-        self._update_enabled = update_enabled
+        self._passing = passing
+        self._inlined = inlined
+        self._recent = RecentResults()
 
     async def get_action_result(
-        self, request: reapi.GetActionResultRequest, _context: Context
+        self, request: reapi.GetActionResultRequest, context: Context
     ) -> reapi.ActionResult:
-        action = _action(request.instance_name, request.action_digest, request.digest_function)
-        kept = await self._results.get(request.instance_name, action)
-        if kept is None:
-            raise NotFound(f"action {action}: no result is kept")
-        store = self._store.of_instance(request.instance_name)
+        instance = request.instance_name
+        action = _action(instance, request.action_digest, request.digest_function)
+        result = await self._got(request, instance, action, context)
+        self._inlined.fill(result, request, action.function)
+        return result
+
+    async def _got(
+        self, request: reapi.GetActionResultRequest, instance: str, action: Digest, context: Context
+    ) -> reapi.ActionResult:
+        if not self._passing.remote:
+            return await self._complete(await self._results.get(instance, action), instance, action)
+        kept = self._recent.fresh(instance, action)
+        if kept is not None:
+            return _parsed(kept, action)
+        asked = reapi.GetActionResultRequest()
+        asked.CopyFrom(request)
+        asked.instance_name = self._passing.instance(instance)
+        asked.digest_function = reapi.DigestFunction.Value.ValueType(action.function)
         try:
-            result = reapi.ActionResult.FromString(kept)
-            referenced = {digest async for digest in _referenced(result, action.function, store)}
-        except (DecodeError, Corrupt, Invalid, NotFound) as error:
-            raise NotFound(f"action {action}: its result cannot be used any more: {error}") from error
-        missing = await store.find_missing(referenced) if referenced else set()
-        if missing:
-            some = ", ".join(sorted(map(str, missing))[:3])
-            raise NotFound(f"action {action}: {len(missing)} blobs of its result are gone: {some}")
+            result = await self._passing.call(
+                _METHODS["GetActionResult"], asked, reapi.ActionResult, context, _PATIENCE
+            )
+        except OutputdError as error:
+            if _is_unimplemented(error):
+                # A CAS and no more: this is the cache in front of it.
+                return await self._complete(await self._results.get(instance, action), instance, action)
+            if not unreachable(error):
+                self._recent.has_none(instance, action)
+                raise
+            try:
+                return await self._complete(self._recent.last(instance, action), instance, action, here=True)
+            except NotFound:
+                raise error from None
+        self._recent.gave(instance, action, await self._stripped(result, action.function))
         return result
 
     async def update_action_result(
-        self, request: reapi.UpdateActionResultRequest, _context: Context
+        self, request: reapi.UpdateActionResultRequest, context: Context
     ) -> reapi.ActionResult:
-        if not self._update_enabled:
-            raise Denied("updates of the action cache are disabled here (ActionCacheUpdateCapabilities)")
-        action = _action(request.instance_name, request.action_digest, request.digest_function)
+        instance = request.instance_name
+        action = _action(instance, request.action_digest, request.digest_function)
         if not request.HasField("action_result"):
             raise Invalid("action_result is not set")
         result = request.action_result
         async for named in paced(_named_digests(result)):
             for field, message in named:
                 parse_digest(message, action.function, f"action_result.{field}")
-        data = result.SerializeToString(deterministic=True)
-        if len(data) > MESSAGE_LIMIT:
-            raise Invalid(f"action_result: {len(data)} bytes cannot be answered; {MESSAGE_LIMIT} is the most")
-        await self._results.put(request.instance_name, action, data)
+        size = result.ByteSize()
+        if size > MESSAGE_LIMIT:
+            raise Invalid(f"action_result: {size} bytes cannot be answered; {MESSAGE_LIMIT} is the most")
+        if not self._passing.remote:
+            await self._results.put(instance, action, result.SerializeToString(deterministic=True))
+            return result
+        request.instance_name = self._passing.instance(instance)
+        request.digest_function = reapi.DigestFunction.Value.ValueType(action.function)
+        try:
+            taken = await self._passing.call(
+                _METHODS["UpdateActionResult"], request, reapi.ActionResult, context, _PATIENCE
+            )
+        except OutputdError as error:
+            if not _is_unimplemented(error):
+                raise
+            await self._results.put(instance, action, result.SerializeToString(deterministic=True))
+            return result
+        self._recent.took(instance, action, await self._stripped(taken, action.function))
+        return taken
+
+    async def _stripped(self, result: reapi.ActionResult, function: DigestFunction) -> bytes:
+        """A result without the contents that are inlined in it, which go to the local store."""
+        await self._inlined.keep(result, function)
+        stripped = reapi.ActionResult()
+        stripped.CopyFrom(result)
+        self._inlined.strip(stripped, function)
+        return stripped.SerializeToString()
+
+    async def _complete(
+        self, kept: bytes | None, instance: str, action: Digest, *, here: bool = False
+    ) -> reapi.ActionResult:
+        """A result that is kept, if its blobs can be had; `here`: if they are in the local store. Raises NotFound."""
+        if kept is None:
+            raise NotFound(f"action {action}: no result is kept")
+        store = self._store.of_instance(instance)
+        try:
+            result = _parsed(kept, action)
+            referenced = {digest async for digest in _referenced(result, action.function, store)}
+        except (DecodeError, Corrupt, Invalid, NotFound) as error:
+            raise NotFound(f"action {action}: its result cannot be used any more: {error}") from error
+        except Unavailable as error:
+            if not here:
+                raise
+            raise NotFound(f"action {action}: a directory of its result is not here: {error}") from error
+        missing = store.local.missing(referenced) if here else await store.find_missing(referenced)
+        if missing:
+            some = ", ".join(sorted(map(str, missing))[:3])
+            raise NotFound(f"action {action}: {len(missing)} blobs of its result are gone: {some}")
         return result
+
+
+def _is_unimplemented(error: OutputdError) -> bool:
+    return isinstance(error, Refusal) and error.code is grpc.StatusCode.UNIMPLEMENTED
+
+
+def _parsed(kept: bytes, action: Digest) -> reapi.ActionResult:
+    try:
+        return reapi.ActionResult.FromString(kept)
+    except DecodeError as error:
+        raise Corrupt(f"action {action}: what is kept is no ActionResult: {error}") from error
 
 
 class ReferencedResults:

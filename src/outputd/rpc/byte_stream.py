@@ -1,14 +1,14 @@
 """google.bytestream.ByteStream over a blob store; never holds a whole blob in memory.
 
-Source: REv2, comments of ContentAddressableStorage, and bytestream.proto. Identity only: names with a compressor are
-answered with UNIMPLEMENTED, as CacheCapabilities.supported_compressors lets clients expect.
+Source: REv2, comments of ContentAddressableStorage, and bytestream.proto. Blobs travel as they are, or as Zstandard where
+their name says `compressed-blobs/zstd`. What is no blob but a log stream is passed on to the remote (LogStream).
 """
 
 from __future__ import annotations
 
 import asyncio
-import os
-from collections.abc import AsyncIterator
+from collections.abc import AsyncGenerator, AsyncIterator
+from contextlib import aclosing
 from typing import Final
 
 from outputd._proto import bytestream_pb2 as bytestream
@@ -20,15 +20,18 @@ from outputd.errors import (
     NotFound,
     Precondition,
     TimedOut,
-    Unavailable,
     Unsupported,
 )
-from outputd.rpc.edge import Context, OutOfRange
-from outputd.rpc.limits import PIECE
-from outputd.rpc.resource_name import parse_blob_name, parse_upload_name
+from outputd.rpc.blob_pieces import blob_pieces
+from outputd.rpc.edge import Context, OutOfRange, decode
+from outputd.rpc.passing import Passing
+from outputd.rpc.resource_name import UploadName, names_no_blob, parse_blob_name, parse_upload_name
 from outputd.rpc.upload import Upload
-from outputd.store.base import BlobStore
+from outputd.store.base import BlobStore, ServedBlobs
+from outputd.store.waiting import in_thread
+from outputd.store.zstd import Compressing, Decompressing, decompressed
 
+_METHODS: Final = bytestream.DESCRIPTOR.services_by_name["ByteStream"].methods_by_name
 _PATIENCE: Final = 120.0
 _UPLOADS: Final = 512
 
@@ -41,14 +44,16 @@ class ByteStream:
 
     def __init__(
         self,
-        store: BlobStore,
+        store: ServedBlobs,
         tasks: asyncio.TaskGroup,
+        passing: Passing,
         *,
         patience: float = _PATIENCE,
         upload_limit: int = _UPLOADS,
     ) -> None:
         self._store = store
         self._tasks = tasks
+        self._passing = passing
         self._patience = patience
         self._upload_limit = upload_limit
         # By resource name, oldest first. An upload leaves when its task ends.
@@ -60,8 +65,15 @@ class ByteStream:
             task.cancel()
 
     async def read(
-        self, request: bytestream.ReadRequest, _context: Context
+        self, request: bytestream.ReadRequest, context: Context
     ) -> AsyncIterator[bytestream.ReadResponse]:
+        if self._passing.remote and names_no_blob(request.resource_name):
+            method = _METHODS["Read"]
+            replies = self._passing.stream(method, request, bytestream.ReadResponse, context)
+            async with aclosing(replies):
+                async for reply in replies:
+                    yield reply
+            return
         name = parse_blob_name(request.resource_name)
         _check_compressor(name.compressor)
         digest = name.digest
@@ -71,63 +83,79 @@ class ByteStream:
             )
         if request.read_limit < 0:
             raise Invalid(f"read_limit {request.read_limit}: expected 0 (no limit) or more")
+        if request.read_limit and name.compressor:
+            # REv2: a limit would count bytes of the blob, and a frame cannot be cut at one of them.
+            raise Invalid(f"read_limit {request.read_limit}: expected 0 for a compressed blob")
         end = digest.size
         if request.read_limit:
             end = min(end, request.read_offset + request.read_limit)
-        if digest == empty_digest(digest.function):
-            return
-        await self._store.of_instance(name.instance).fetch(digest)
-        descriptor = self._store.local.open(digest)
-        if descriptor is None:
-            raise Unavailable(f"{digest}: removed from the local store while it was asked for; ask again")
-        try:
-            offset = request.read_offset
-            while offset < end:
-                piece = _pread(descriptor, min(PIECE, end - offset), offset, digest)
-                if not piece:
-                    raise Corrupt(f"{digest}: its file in the local store ends at {offset}")
-                yield bytestream.ReadResponse(data=piece)
-                offset += len(piece)
-        finally:
-            os.close(descriptor)
+        store = self._store.of_instance(name.instance)
+        if digest != empty_digest(digest.function):
+            await store.fetch(digest)
+        async with aclosing(blob_pieces(store.local, digest, request.read_offset, end)) as pieces:
+            if not name.compressor:
+                async for piece in pieces:
+                    yield bytestream.ReadResponse(data=piece)
+                return
+            frame = Compressing()
+            async for piece in pieces:
+                if packed := await in_thread(frame.push, piece):
+                    yield bytestream.ReadResponse(data=packed)
+            yield bytestream.ReadResponse(data=await in_thread(frame.end))
 
     async def write(
-        self, requests: AsyncIterator[bytestream.WriteRequest], _context: Context
+        self, requests: AsyncIterator[bytestream.WriteRequest], context: Context
     ) -> bytestream.WriteResponse:
         first = await self._next(requests, 0)
         if first is None:
             raise Invalid("the stream of requests is empty; expected resource_name in a first one")
+        if self._passing.remote and names_no_blob(first.resource_name):
+            async with aclosing(_serialized(first, requests)) as data:
+                reply = await self._passing.send(_METHODS["Write"], data, first.resource_name, context)
+            return decode(bytestream.WriteResponse, reply)
         name = parse_upload_name(first.resource_name)
         _check_compressor(name.compressor)
         store = self._store.of_instance(name.instance)
+        digest = name.digest
+        # What an early answer says (REv2): clients stop sending, and count the upload as complete.
+        committed = -1 if name.compressor else digest.size
         whole = first.finish_write and not first.write_offset
-        if not whole and not await store.find_missing([name.digest]):
-            return bytestream.WriteResponse(committed_size=name.digest.size)
+        if not whole and not await store.provide([digest]):
+            return bytestream.WriteResponse(committed_size=committed)
         try:
             if whole:
-                await self._write_whole(store, name.digest, first.data)
+                await self._write_whole(store, name, first.data)
+            elif store.local.has(digest):
+                # Only the remote lacks it: it gets it from here, and the client's bytes need not come.
+                await store.write(digest, _nothing())
             else:
-                await self._write_stream(store, name.digest, first, requests)
+                committed = await self._write_stream(store, name, first, requests)
         except Corrupt as error:
-            raise Invalid(
-                f"{name.digest}: the bytes that came have another {name.digest.function.name}"
-            ) from error
-        return bytestream.WriteResponse(committed_size=name.digest.size)
+            raise Invalid(f"{digest}: the bytes that came have another {digest.function.name}") from error
+        return bytestream.WriteResponse(committed_size=committed)
 
     async def query_write_status(
-        self, request: bytestream.QueryWriteStatusRequest, _context: Context
+        self, request: bytestream.QueryWriteStatusRequest, context: Context
     ) -> bytestream.QueryWriteStatusResponse:
+        if self._passing.remote and names_no_blob(request.resource_name):
+            method = _METHODS["QueryWriteStatus"]
+            return await self._passing.call(
+                method, request, bytestream.QueryWriteStatusResponse, context, self._patience
+            )
         name = parse_upload_name(request.resource_name)
         _check_compressor(name.compressor)
         if request.resource_name in self._uploads:
             upload, _ = self._uploads[request.resource_name]
             return bytestream.QueryWriteStatusResponse(committed_size=upload.received)
-        if await self._store.of_instance(name.instance).find_missing([name.digest]):
+        if await self._store.of_instance(name.instance).provide([name.digest]):
             raise NotFound(f"resource_name {request.resource_name!r}: no such upload; begin at 0")
         return bytestream.QueryWriteStatusResponse(committed_size=name.digest.size, complete=True)
 
-    async def _write_whole(self, store: BlobStore, digest: Digest, data: bytes) -> None:
-        if len(data) != digest.size:
+    async def _write_whole(self, store: BlobStore, name: UploadName, data: bytes) -> None:
+        digest = name.digest
+        if name.compressor:
+            data = await in_thread(decompressed, data, digest.size)
+        elif len(data) != digest.size:
             raise Invalid(f"finish_write after {len(data)} bytes; expected {digest.size}")
 
         async def whole() -> AsyncIterator[bytes]:
@@ -138,36 +166,41 @@ class ByteStream:
     async def _write_stream(
         self,
         store: BlobStore,
-        digest: Digest,
+        name: UploadName,
         first: bytestream.WriteRequest,
         rest: AsyncIterator[bytestream.WriteRequest],
-    ) -> None:
+    ) -> int:
+        """What to answer as committed_size."""
+        digest = name.digest
         feeder = object()
         upload = self._upload(store, first.resource_name, digest, first.write_offset)
         upload.feeder = feeder
+        incoming = _Incoming(name, first.write_offset)
         request: bytestream.WriteRequest | None = first
         try:
             while request is not None:
-                if not await upload.room():
-                    return
-                if upload.feeder is not feeder:
-                    raise Precondition(
-                        f"resource_name {first.resource_name!r}: another call continues this upload"
-                    )
+                if not await _turn(upload, feeder, first.resource_name):
+                    return -1 if name.compressor else digest.size
                 if request.resource_name not in ("", first.resource_name):
                     raise Invalid(
                         f"resource_name {request.resource_name!r}: expected the first one's, or none"
                     )
-                _check_offset(request.write_offset, upload.received)
-                if upload.received + len(request.data) > digest.size:
-                    raise Invalid(f"more than the {digest.size} bytes that resource_name tells")
-                if request.data:
-                    upload.push(request.data)
+                _check_offset(request.write_offset, incoming.offset)
+                async with aclosing(incoming.pieces(request.data)) as pieces:
+                    async for piece in pieces:
+                        if not await _turn(upload, feeder, first.resource_name):
+                            return -1 if name.compressor else digest.size
+                        if upload.received + len(piece) > digest.size:
+                            raise Invalid(f"more than the {digest.size} bytes that resource_name tells")
+                        upload.push(piece)
+                if not await _turn(upload, feeder, first.resource_name):
+                    return -1 if name.compressor else digest.size
                 if request.finish_write:
+                    incoming.end()
                     if upload.received != digest.size:
                         raise Invalid(f"finish_write after {upload.received} bytes; expected {digest.size}")
                     await upload.finish()
-                    return
+                    return incoming.offset
                 request = await self._next(rest, upload.received)
         finally:
             if upload.feeder is feeder:
@@ -217,13 +250,53 @@ class ByteStream:
             del self._uploads[resource_name]
 
 
-def _pread(descriptor: int, count: int, offset: int, digest: Digest) -> bytes:
-    try:
-        return os.pread(descriptor, count, offset)
-    except OSError as error:
-        raise Unavailable(
-            f"{digest}: its file in the local store cannot be read at {offset}: {error}"
-        ) from error
+async def _turn(upload: Upload, feeder: object, resource_name: str) -> bool:
+    """Wait until this call may go on. False when the store has the blob already; Precondition when another call goes on."""
+    room = await upload.room()
+    if room and upload.feeder is not feeder:
+        raise Precondition(f"resource_name {resource_name!r}: another call continues this upload")
+    return room
+
+
+class _Incoming:
+    """What one call of Write sends of a blob.
+
+    Its offsets begin with an offset in the blob and grow by the bytes sent, compressed or not (REv2, "nonsensical").
+    """
+
+    def __init__(self, name: UploadName, offset: int) -> None:
+        self.offset = offset
+        """The next request's write_offset."""
+        self._frames = Decompressing(name.digest.size - offset) if name.compressor else None
+
+    async def pieces(self, data: bytes) -> AsyncGenerator[bytes, None]:
+        """What is new of the blob. Raises Invalid."""
+        self.offset += len(data)
+        if self._frames is None:
+            if data:
+                yield data
+            return
+        unpacked = self._frames.push(data)
+        while (piece := await in_thread(next, unpacked, None)) is not None:
+            yield piece
+
+    def end(self) -> None:
+        """It says that this was all. Raises Invalid."""
+        if self._frames is not None:
+            self._frames.end()
+
+
+async def _serialized(
+    first: bytestream.WriteRequest, rest: AsyncIterator[bytestream.WriteRequest]
+) -> AsyncGenerator[bytes, None]:
+    yield first.SerializeToString()
+    async for request in rest:
+        yield request.SerializeToString()
+
+
+async def _nothing() -> AsyncGenerator[bytes, None]:
+    for piece in list[bytes]():
+        yield piece
 
 
 def _check_offset(offset: int, expected: int) -> None:
@@ -232,5 +305,5 @@ def _check_offset(offset: int, expected: int) -> None:
 
 
 def _check_compressor(compressor: str) -> None:
-    if compressor:
+    if compressor not in ("", "zstd"):
         raise Unsupported(f"compressor {compressor}: not offered (CacheCapabilities.supported_compressors)")

@@ -12,6 +12,7 @@ from outputd._proto import remote_execution_pb2 as reapi
 from outputd._proto import status_pb2
 from outputd.digest import Digest, DigestFunction, empty_digest
 from outputd.errors import Corrupt, Exhausted, Invalid, OutputdError, Unsupported
+from outputd.rpc.chunks import Chunks
 from outputd.rpc.digests import digest_message, parse_digest, request_function
 from outputd.rpc.directory_pages import directory_pages
 from outputd.rpc.edge import Context, item_status
@@ -19,17 +20,22 @@ from outputd.rpc.limits import BATCH_LIMIT, ITEM_LIMIT, ITEM_OVERHEAD, MESSAGE_L
 from outputd.rpc.pace import paced
 from outputd.rpc.resource_name import check_instance_name
 from outputd.rpc.services import gives_bytes
-from outputd.store.base import BlobStore
+from outputd.store.base import ServedBlobs
+from outputd.store.waiting import in_thread
+from outputd.store.zstd import compressed, decompressed
 
 # Hex digits of the longest hash, SHA512.
 _HASH_LIMIT: Final = 128
+# Below this a batch gains nothing from a compressed blob, and each costs a thread's turn.
+_WORTH_PACKING: Final = 1024
 
 
 class ContentAddressableStorage:
     """The service. Raises errors.py's words; what concerns one blob of a batch stands beside that blob."""
 
-    def __init__(self, store: BlobStore) -> None:
+    def __init__(self, store: ServedBlobs, chunks: Chunks) -> None:
         self._store = store
+        self._chunks = chunks
 
     async def find_missing_blobs(
         self, request: reapi.FindMissingBlobsRequest, _context: Context
@@ -45,9 +51,7 @@ class ContentAddressableStorage:
                 wanted[parse_digest(message, function, f"blob_digests[{parsed}]")] = None
                 parsed += 1
         wanted.pop(empty_digest(function), None)
-        missing = (
-            await self._store.of_instance(request.instance_name).find_missing(wanted) if wanted else set()
-        )
+        missing = await self._store.of_instance(request.instance_name).provide(wanted) if wanted else set()
         reply = reapi.FindMissingBlobsResponse()
         async for absent in paced([digest for digest in wanted if digest in missing]):
             reply.missing_blob_digests.extend(map(digest_message, absent))
@@ -62,7 +66,7 @@ class ContentAddressableStorage:
         self, request: reapi.BatchUpdateBlobsRequest, _context: Context
     ) -> reapi.BatchUpdateBlobsResponse:
         check_instance_name(request.instance_name)
-        _check_batch("requests", [len(item.data) for item in request.requests])
+        _check_batch("requests", [max(len(item.data), item.digest.size_bytes) for item in request.requests])
         if not request.requests:
             return reapi.BatchUpdateBlobsResponse()
         function = request_function(request.digest_function, (item.digest for item in request.requests))
@@ -73,11 +77,11 @@ class ContentAddressableStorage:
             for item in items:
                 response = reply.responses.add(digest=_echo(item.digest))
                 try:
-                    digest = _checked(item, function)
-                except Invalid as error:
+                    digest, data = await _checked(item, function)
+                except OutputdError as error:
                     response.status.CopyFrom(item_status(error, "BatchUpdateBlobs"))
                 else:
-                    blobs[digest] = item.data
+                    blobs[digest] = data
                     wanted.append((digest, response))
         failures = await self._store.of_instance(request.instance_name).write_many(blobs)
         for digest, response in wanted:
@@ -109,6 +113,7 @@ class ContentAddressableStorage:
         failures = await self._store.of_instance(request.instance_name).fetch_many(
             {digest for digest, _ in wanted}
         )
+        packing = reapi.Compressor.ZSTD in request.acceptable_compressors
         room = MESSAGE_LIMIT - ITEM_OVERHEAD * len(reply.responses)
         async for some in paced(wanted):
             for digest, response in some:
@@ -117,8 +122,14 @@ class ContentAddressableStorage:
                     failure = Exhausted(f"{digest}: no room left in this answer; ask again, with fewer blobs")
                 if failure is None:
                     try:
-                        response.data = await self._store.read(digest)
-                        room -= digest.size
+                        data = await self._store.read(digest)
+                        if packing and digest.size >= _WORTH_PACKING:
+                            packed = await in_thread(compressed, data)
+                            if len(packed) < len(data):
+                                data = packed
+                                response.compressor = reapi.Compressor.ZSTD
+                        response.data = data
+                        room -= len(data)
                     except OutputdError as error:
                         failure = error
                 if failure is not None:
@@ -138,25 +149,27 @@ class ContentAddressableStorage:
         ):
             yield page
 
-    async def split_blob(
-        self, _request: reapi.SplitBlobRequest, _context: Context
-    ) -> reapi.SplitBlobResponse:
-        raise Unsupported("SplitBlob is not offered (CacheCapabilities.split_blob_support is false)")
+    async def split_blob(self, request: reapi.SplitBlobRequest, context: Context) -> reapi.SplitBlobResponse:
+        return await self._chunks.split(request, context)
 
     async def splice_blob(
-        self, _request: reapi.SpliceBlobRequest, _context: Context
+        self, request: reapi.SpliceBlobRequest, context: Context
     ) -> reapi.SpliceBlobResponse:
-        raise Unsupported("SpliceBlob is not offered (CacheCapabilities.splice_blob_support is false)")
+        return await self._chunks.splice(request, context)
 
 
-def _checked(item: reapi.BatchUpdateBlobsRequest.Request, function: DigestFunction) -> Digest:
-    """The digest of one blob to be kept. Raises Invalid."""
-    if item.compressor != reapi.Compressor.IDENTITY:
-        raise Invalid(f"compressor {item.compressor}: expected IDENTITY, no other is offered for batches")
+async def _checked(
+    item: reapi.BatchUpdateBlobsRequest.Request, function: DigestFunction
+) -> tuple[Digest, bytes]:
+    """One blob to be kept. Raises Invalid, or Unsupported for a compressor that is not offered."""
     digest = parse_digest(item.digest, function, "digest")
+    if item.compressor == reapi.Compressor.ZSTD:
+        return digest, await in_thread(decompressed, item.data, digest.size)
+    if item.compressor != reapi.Compressor.IDENTITY:
+        raise Unsupported(f"compressor {item.compressor}: expected IDENTITY or ZSTD, no other is offered")
     if len(item.data) != digest.size:
         raise Invalid(f"{digest}: {len(item.data)} bytes came, expected {digest.size}")
-    return digest
+    return digest, item.data
 
 
 def _check_batch(field: str, sizes: Collection[int]) -> None:

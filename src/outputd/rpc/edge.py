@@ -17,6 +17,7 @@ from google.protobuf.message import DecodeError, Message
 
 from outputd import errors
 from outputd._proto import status_pb2
+from outputd.store.remote.relay import DETAILS, Refusal
 
 Result = TypeVar("Result")
 AnyMessage = TypeVar("AnyMessage", bound=Message)
@@ -68,6 +69,10 @@ async def answer_call(method: str, context: Context, work: Awaitable[Result]) ->
         return result
     if isinstance(result, grpc.aio.AbortError):
         raise result  # the call has its status already
+    if isinstance(result, Refusal):
+        # The remote's answer, as it came: clients look for what is missing in the details.
+        trailer = () if result.details is None else ((DETAILS, result.details),)
+        return await context.abort(result.code, _sendable(str(result)), trailer)
     code, text = verdict(result, method)
     return await context.abort(code, text)
 

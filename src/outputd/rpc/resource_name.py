@@ -98,6 +98,26 @@ def parse_upload_name(name: str) -> UploadName:
     return UploadName(instance, upload, digest, compressor)
 
 
+def operation_name(instance: str, name: str) -> str:
+    """What clients are told of the operation that a remote calls `name`."""
+    return _joined(instance, ["operations", name])
+
+
+def parse_operation_name(name: str) -> tuple[str, str] | None:
+    """Instance and the remote's name out of such a name; None for any other."""
+    parts = name.split("/")
+    if "operations" not in parts:
+        return None
+    # No instance name has this component (check_instance_name), while a remote's name may have.
+    index = parts.index("operations")
+    return "/".join(parts[:index]), "/".join(parts[index + 1 :])
+
+
+def names_no_blob(name: str) -> bool:
+    """Whether a name for ByteStream is for something else than a blob: a log stream, for instance."""
+    return not {"blobs", "compressed-blobs", "uploads"}.intersection(name.split("/"))
+
+
 def _parse_blob(parts: Sequence[str], name: str, form: str) -> tuple[Digest, str]:
     """Digest and compressor of `blobs/...` or `compressed-blobs/...`; what follows the size is for others to read."""
     rest = list(parts)

@@ -23,6 +23,7 @@ from google.protobuf.message_factory import GetMessageClass
 
 from outputd.rpc.calls import Calls
 from outputd.rpc.edge import Context, answer_call, decode
+from outputd.store.remote.caller import caller, caller_of
 
 SERVER_OPTIONS: Final = (
     # Bazel stages tens of thousands of artifacts in one request; gRPC's default of 4 MiB would refuse them.
@@ -109,6 +110,8 @@ def _method_handler(
     work: Callable[[Any, Context], Awaitable[Any]] = many_replies if method.server_streaming else one_reply
 
     async def handler(raw: Any, context: Context) -> Any:
+        # For calls that are made to the remote because of this one. Each call of a client is a task of its own.
+        caller.set(caller_of(context.invocation_metadata()))
         with calls.entered(name, context.peer()):
             return await answer_call(name, context, work(raw, context))
 

@@ -194,3 +194,16 @@ class BlobStore(Protocol):
 
     async def write_many(self, blobs: Mapping[Digest, bytes]) -> dict[Digest, OutputdError]:
         """As `write` for many small blobs, sent to the remote in batches; the failures, if any, by digest."""
+
+
+class ServedBlobs(BlobStore, Protocol):
+    """What the served CAS needs beside that: clients believe that what it has, the remote has."""
+
+    def of_instance(self, name: str) -> ServedBlobs: ...
+
+    async def provide(self, digests: Collection[Digest]) -> set[Digest]:
+        """Those of `digests` that a client must upload before it may rely on them, everywhere behind this store.
+
+        The remote is asked for all. Small blobs that it lacks and the local store holds are given to it by this call, within a
+        limit; a larger one stays in the answer, and `write` takes it from the local store without reading the client's bytes.
+        """

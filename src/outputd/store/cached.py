@@ -31,6 +31,8 @@ _log = logging.getLogger(__name__)
 # A blob up to this size travels in a batch: one round trip for many, and in memory as a whole.
 _SMALL: Final = 256 << 10
 _BATCH_BYTES: Final = 2 << 20
+# Of what is given to the remote while a client waits to be told what it lacks: a second on a line of 64 Mbit/s.
+_PROVIDED_BYTES: Final = 8 << 20
 # What is written or read in one go by a thread; hashing it takes about 0.5 ms.
 _STRIDE: Final = 256 << 10
 # Up to here it is over before a thread has started: some lookups, some small files.
@@ -166,6 +168,20 @@ class CachedStore:
         absent = await self._remote.find_missing(digests)
         await self._confirm([digest for digest in digests if digest not in absent])
         return absent
+
+    async def provide(self, digests: Collection[Digest]) -> set[Digest]:
+        if self._remote is None:
+            return await self._missing_here(digests)
+        absent = await self.missing_remotely(digests)
+        blobs: dict[Digest, bytes] = {}
+        room = _PROVIDED_BYTES
+        for digest in absent - await self._missing_here(absent):
+            if digest.size <= min(_SMALL, room):
+                data = await self._read_here(digest)
+                if data is not None:
+                    blobs[digest] = data
+                    room -= digest.size
+        return absent.difference(blobs).union(await self.write_many(blobs))
 
     async def write(self, digest: Digest, data: AsyncIterator[bytes]) -> None:
         """As BlobStore says. `data` is not read when the blob is here already."""

@@ -9,9 +9,29 @@ from collections.abc import AsyncIterator, Collection, Mapping
 
 from outputd.digest import Digest, DigestFunction, empty_digest
 from outputd.errors import Corrupt, NotFound, OutputdError
-from outputd.store.base import BlobStore, BlobWriter, Ranges, Usage
+from outputd.store.base import BlobWriter, Ranges, Usage
 
 SHA256 = DigestFunction.SHA256
+
+
+class FakeWriter:
+    """A blob on its way into a FakeLocal."""
+
+    def __init__(self, local: FakeLocal, digest: Digest) -> None:
+        self._local = local
+        self._digest = digest
+        self._data = bytearray()
+
+    def write(self, data: bytes | memoryview) -> None:
+        self._data += data
+
+    def commit(self) -> None:
+        self._local.put(self._digest, bytes(self._data))
+
+    def __enter__(self) -> FakeWriter:
+        return self
+
+    def __exit__(self, *exc: object) -> None: ...
 
 
 class FakeLocal:
@@ -36,10 +56,12 @@ class FakeLocal:
             return os.dup(file.fileno())
 
     def put(self, digest: Digest, data: bytes, *, local_only: bool = False) -> None:
-        raise NotImplementedError
+        if Digest.of(digest.function, data) != digest:
+            raise Corrupt(f"{digest}: other bytes")
+        self._blobs[digest] = data
 
     def writer(self, digest: Digest, *, local_only: bool = False) -> BlobWriter:
-        raise NotImplementedError
+        return FakeWriter(self, digest)
 
     def confirm_remote(self, digests: Collection[Digest]) -> None:
         raise NotImplementedError
@@ -67,6 +89,8 @@ class FakeStore:
         self.blobs: dict[Digest, bytes] = {}
         self.failing: dict[Digest, Exception] = {}
         self.broken: Exception | None = None
+        self.unsent: set[Digest] = set()
+        """Blobs that are here, but not at the remote that this store plays to have."""
         self.asked: list[set[Digest]] = []
         self.writing = asyncio.Event()
         """Set when a write has taken its first piece."""
@@ -81,7 +105,7 @@ class FakeStore:
     def local(self) -> FakeLocal:
         return self._local
 
-    def of_instance(self, name: str) -> BlobStore:
+    def of_instance(self, name: str) -> FakeStore:
         return self
 
     async def fetch(self, digest: Digest) -> None:
@@ -119,9 +143,15 @@ class FakeStore:
     async def missing_remotely(self, digests: Collection[Digest]) -> set[Digest]:
         raise AssertionError("not asked by rpc")
 
+    async def provide(self, digests: Collection[Digest]) -> set[Digest]:
+        return await self.find_missing(digests) | (self.unsent & set(digests))
+
     async def write(self, digest: Digest, data: AsyncIterator[bytes]) -> None:
         if digest in self.failing:
             raise self.failing[digest]
+        if digest in self.unsent:
+            self.unsent.remove(digest)
+            return
         received = bytearray()
         async for piece in data:
             received += piece

@@ -2,20 +2,24 @@ from __future__ import annotations
 
 from collections.abc import Awaitable, Callable, Sequence
 
+import grpc
 import pytest
 import uvloop
 
 from outputd._proto import remote_execution_pb2 as reapi
 from outputd.digest import Digest, empty_digest
 from outputd.errors import Denied, Exhausted, Invalid, NotFound, Unavailable
+from outputd.rpc import recent_results
 from outputd.rpc.action_cache import ActionCache, ReferencedResults
 from outputd.rpc.client import Stub
 from outputd.rpc.digests import digest_message
+from outputd.rpc.inlined import Inlined
 from outputd.rpc.limits import MESSAGE_LIMIT
 from outputd.rpc.services import service_handler
 from outputd.store.marks import Marks
 from tests.unit.rpc.fakes import SHA256, FakeStore
 from tests.unit.rpc.loopback import served
+from tests.unit.rpc.played_remote import PlayedRemote, Refused, passing_to
 
 SERVICE = reapi.DESCRIPTOR.services_by_name["ActionCache"]
 ACTION = Digest.of(SHA256, b"action")
@@ -40,12 +44,13 @@ def with_cache(
     use: Callable[[Stub], Awaitable[None]],
     *,
     results: FakeResults | None = None,
-    update_enabled: bool = True,
+    played: PlayedRemote | None = None,
 ) -> None:
     async def main() -> None:
-        cache = ActionCache(results or FakeResults(), store, update_enabled=update_enabled)
-        async with served(service_handler(SERVICE, cache)) as channel:
-            await use(Stub(channel, SERVICE))
+        async with passing_to(played, "settings") as passing:
+            cache = ActionCache(results or FakeResults(), store, passing, Inlined(store.local))
+            async with served(service_handler(SERVICE, cache)) as channel:
+                await use(Stub(channel, SERVICE))
 
     uvloop.run(main())
 
@@ -227,12 +232,121 @@ def test_updates_that_are_refused() -> None:
     with_cache(FakeStore(), use)
 
 
-def test_updates_may_be_disabled() -> None:
+def test_contents_are_inlined_as_far_as_they_are_here_and_fit() -> None:
     async def use(stub: Stub) -> None:
-        with pytest.raises(Denied, match="disabled"):
-            await update(stub, file_result(GONE))
+        result = reapi.ActionResult(stdout_digest=digest_message(out), stderr_digest=digest_message(err))
+        for name, digest in (("a", small), ("b", large), ("c", small)):
+            result.output_files.add(path=name, digest=digest_message(digest))
+        await update(stub, result)
+        request = reapi.GetActionResultRequest(action_digest=digest_message(ACTION), inline_stdout=True)
+        request.inline_output_files.extend(["a", "b", "none"])
+        came = await stub.call("GetActionResult", request, reapi.ActionResult, timeout=10)
+        assert (came.stdout_raw, came.stderr_raw) == (b"out", b"")
+        assert [file.contents for file in came.output_files] == [b"small", b"", b""]
 
-    with_cache(FakeStore(), use, update_enabled=False)
+    store = FakeStore()
+    out, err, small = store.add(b"out"), store.add(b"err"), store.add(b"small")
+    large = store.add(bytes(MESSAGE_LIMIT))
+    with_cache(store, use)
+
+
+def test_the_remote_is_asked_once_and_for_its_own_instance() -> None:
+    async def use(stub: Stub) -> None:
+        for _ in range(3):
+            assert await get(stub) == file_result(GONE)
+        assert [request.instance_name for request in played.requests] == ["settings"]
+        with pytest.raises(NotFound):
+            await get(stub, instance="other")
+        assert played.requests[1].instance_name == "other"
+
+    def answer(request: reapi.GetActionResultRequest) -> object:
+        assert request.digest_function == reapi.DigestFunction.SHA256
+        return file_result(GONE) if request.instance_name == "settings" else not_found
+
+    not_found = Refused(grpc.StatusCode.NOT_FOUND, "no such action")
+    played = PlayedRemote()
+    played.answers = {"GetActionResult": answer}
+    with_cache(FakeStore(), use, played=played)
+
+
+def test_an_update_is_the_remotes_to_take() -> None:
+    async def use(stub: Stub) -> None:
+        with pytest.raises(Denied, match="not you"):
+            await update(stub, file_result(GONE))
+        with pytest.raises(NotFound):
+            await get(stub)
+        assert not results.results
+
+    results = FakeResults()
+    played = PlayedRemote()
+    played.answers = {
+        "UpdateActionResult": Refused(grpc.StatusCode.PERMISSION_DENIED, "not you"),
+        "GetActionResult": Refused(grpc.StatusCode.NOT_FOUND, "no such action"),
+    }
+    with_cache(FakeStore(), use, results=results, played=played)
+
+
+def test_what_the_remote_gave_is_answered_from_here() -> None:
+    result = reapi.ActionResult(stdout_raw=b"out", stdout_digest=digest_message(Digest.of(SHA256, b"out")))
+
+    async def use(stub: Stub) -> None:
+        await update(stub, result)
+        request = reapi.GetActionResultRequest(action_digest=digest_message(ACTION), inline_stdout=True)
+        for _ in range(2):
+            assert await stub.call("GetActionResult", request, reapi.ActionResult, timeout=10) == result
+        assert not (await get(stub)).stdout_raw  # which need not be
+        names = [type(request).__name__ for request in played.requests]
+        assert names == ["UpdateActionResultRequest", "GetActionResultRequest"]
+
+    played = PlayedRemote()
+    played.answers = {"UpdateActionResult": lambda request: request.action_result, "GetActionResult": result}
+    with_cache(FakeStore(), use, played=played)
+
+
+def test_before_a_plain_cas_it_is_the_cache() -> None:
+    async def use(stub: Stub) -> None:
+        with pytest.raises(NotFound, match="no result is kept"):
+            await get(stub)
+        assert await update(stub, file_result(here)) == file_result(here)
+        assert await get(stub) == file_result(here)
+
+    store = FakeStore()
+    here = store.add(b"here")
+    played = PlayedRemote()
+    played.answers["GetCapabilities"] = reapi.ServerCapabilities()
+    with_cache(store, use, played=played)
+
+
+def test_what_is_remembered_of_the_remote_has_a_limit(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(recent_results, "_BYTES", 5000)
+    recent = recent_results.RecentResults()
+    actions = [Digest.of(SHA256, bytes([number])) for number in range(20)]
+    for action in [*actions, *actions[::-1]]:
+        recent.gave("", action, bytes(100))
+        assert recent._size == 500 * len(recent._kept) <= 5000
+    assert [recent.fresh("", action) is None for action in actions] == [False] * 10 + [True] * 10
+    recent.took("", actions[0], b"taken")
+    assert (recent.fresh("", actions[0]), recent.last("", actions[0])) == (None, b"taken")
+    recent.has_none("", actions[0])
+    assert recent.last("", actions[0]) is None
+
+
+def test_without_an_answer_what_is_whole_here_is_still_known(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(recent_results, "_FRESH", 0.0)
+
+    async def use(stub: Stub) -> None:
+        await update(stub, file_result(here))
+        played.answers["GetActionResult"] = Refused(grpc.StatusCode.UNAVAILABLE, "away")
+        assert await get(stub) == file_result(here)
+        await update(stub, file_result(GONE))
+        with pytest.raises(Unavailable, match="away"):
+            await get(stub)
+
+    store = FakeStore()
+    here = store.add(b"here")
+    played = PlayedRemote()
+    played.answers = {"UpdateActionResult": lambda request: request.action_result}
+    with_cache(store, use, played=played)
 
 
 class Kept:

@@ -16,14 +16,17 @@ from outputd.errors import Corrupt, Exhausted, Invalid, NotFound, Unavailable, U
 from outputd.rpc.byte_stream import ByteStream
 from outputd.rpc.client import Stub
 from outputd.rpc.limits import PIECE
+from outputd.rpc.passing import Passing
 from outputd.rpc.resource_name import BlobName, UploadName
 from outputd.rpc.services import service_handler
+from outputd.store.zstd import Compressing, compressed, decompressed
 from tests.unit.rpc.fakes import SHA256, FakeStore
 from tests.unit.rpc.loopback import served
 
 SERVICE = bytestream.DESCRIPTOR.services_by_name["ByteStream"]
 DATA = bytes(range(256)) * 40
 DIGEST = Digest.of(SHA256, DATA)
+LARGE = bytes(range(251)) * 8000
 
 
 class Use(Protocol):
@@ -33,7 +36,7 @@ class Use(Protocol):
 def with_stream(store: FakeStore, use: Use, *, patience: float = 5, upload_limit: int = 8) -> None:
     async def main() -> None:
         async with asyncio.TaskGroup() as tasks:
-            service = ByteStream(store, tasks, patience=patience, upload_limit=upload_limit)
+            service = ByteStream(store, tasks, Passing(None), patience=patience, upload_limit=upload_limit)
             async with served(service_handler(SERVICE, service)) as channel:
                 await use(Stub(channel, SERVICE), service)
             service.close()
@@ -142,8 +145,8 @@ def test_reads_that_fail() -> None:
             await read(stub, str(BlobName("", DIGEST)))
         with pytest.raises(Invalid, match="resource_name"):
             await read(stub, "no/such/name")
-        with pytest.raises(Unsupported, match="zstd"):
-            await read(stub, str(BlobName("", digest, "zstd")))
+        with pytest.raises(Unsupported, match="brotli"):
+            await read(stub, str(BlobName("", digest, "brotli")))
 
     store = FakeStore()
     digest = store.add(b"here")
@@ -219,15 +222,109 @@ def test_writes_that_are_refused_leave_nothing(requests: list[bytestream.WriteRe
     with_stream(store, use)
 
 
-def test_compressed_uploads_are_unimplemented() -> None:
+def zstd_name(digest: Digest = DIGEST) -> str:
+    return str(UploadName("", "uuid", digest, "zstd"))
+
+
+def test_other_compressors_than_zstd_are_unimplemented() -> None:
     async def use(stub: Stub, service: ByteStream) -> None:
-        name = str(UploadName("", "uuid", DIGEST, "zstd"))
-        with pytest.raises(Unsupported, match="zstd"):
+        name = str(UploadName("", "uuid", DIGEST, "deflate"))
+        with pytest.raises(Unsupported, match="deflate"):
             await write(stub, message(0, b"x", finish=True, name=name))
-        with pytest.raises(Unsupported, match="zstd"):
+        with pytest.raises(Unsupported, match="deflate"):
             await status(stub, name)
 
     with_stream(FakeStore(), use)
+
+
+def test_compressed_reads_begin_anywhere_and_have_no_limit() -> None:
+    async def use(stub: Stub, service: ByteStream) -> None:
+        for digest, data in ((large, LARGE), (empty_digest(SHA256), b"")):
+            for offset in {0, len(data) // 3, len(data)}:
+                came = b"".join(await read(stub, str(BlobName("", digest, "zstd")), offset))
+                assert decompressed(came, len(data) - offset) == data[offset:]
+        with pytest.raises(Invalid, match="read_limit 1: expected 0"):
+            await read(stub, str(BlobName("", large, "zstd")), 0, 1)
+
+    store = FakeStore()
+    large = store.add(LARGE)
+    with_stream(store, use)
+
+
+@pytest.mark.parametrize("piece", [1 << 20, 4096, 7])
+def test_a_compressed_upload(piece: int) -> None:
+    packed = compressed(DATA)
+
+    async def use(stub: Stub, service: ByteStream) -> None:
+        requests = [
+            message(offset, packed[offset : offset + piece], finish=offset + piece >= len(packed))
+            for offset in range(0, len(packed), piece)
+        ]
+        requests[0].resource_name = zstd_name()
+        # In one message the server needs no offsets; it may say -1, as for a blob that it had.
+        assert await write(stub, *requests) in (len(packed), -1)
+        assert store.blobs[DIGEST] == DATA
+        assert await write(stub, message(0, packed[:1], name=zstd_name())) == -1
+
+    store = FakeStore()
+    with_stream(store, use)
+
+
+def test_a_compressed_upload_goes_on_at_an_offset_of_the_blob() -> None:
+    async def use(stub: Stub, service: ByteStream) -> None:
+        call = Call(stub)
+        frame = Compressing()
+        await call.send(message(0, frame.push(DATA[:4000]) + frame.end(), name=zstd_name()))
+        await until(stub, lambda: any(upload.received == 4000 for upload, _ in service._uploads.values()))
+        call.call.cancel()
+        assert await status(stub, zstd_name()) == (4000, False)
+        rest = compressed(DATA[4000:])
+        second = message(4000 + 5, rest[5:], finish=True)
+        assert await write(stub, message(4000, rest[:5], name=zstd_name()), second) == 4000 + len(rest)
+        assert store.blobs[DIGEST] == DATA
+
+    store = FakeStore()
+    with_stream(store, use)
+
+
+@pytest.mark.parametrize(
+    ("sent", "says"),
+    [
+        (compressed(DATA + b"x"), "more than"),
+        (compressed(DATA[:-1]), f"stand for {len(DATA) - 1} bytes"),
+        (compressed(DATA)[:-1], "end within a frame"),
+        (compressed(bytes(len(DATA))), "another SHA256"),
+        (compressed(bytes(50_000_000)), "more than"),
+        (DATA, "not Zstandard"),
+    ],
+)
+def test_compressed_uploads_that_are_refused(sent: bytes, says: str) -> None:
+    async def use(stub: Stub, service: ByteStream) -> None:
+        for requests in (
+            [message(0, sent, finish=True, name=zstd_name())],
+            [message(0, sent, name=zstd_name()), message(len(sent), b"", finish=True)],
+        ):
+            with pytest.raises(Invalid, match=says):
+                await write(stub, *requests)
+        assert not store.blobs
+
+    store = FakeStore()
+    with_stream(store, use)
+
+
+def test_what_only_the_remote_lacks_goes_there_from_here() -> None:
+    async def use(stub: Stub, service: ByteStream) -> None:
+        with pytest.raises(NotFound):
+            await status(stub, upload_name())
+        call = Call(stub)
+        await call.send(message(0, b"", name=upload_name()))
+        assert (await call.call).committed_size == len(DATA)  # without a byte from the client
+        assert not store.unsent
+        assert await status(stub, upload_name()) == (len(DATA), True)
+
+    store = FakeStore()
+    store.unsent.add(store.add(DATA))
+    with_stream(store, use)
 
 
 def test_an_upload_ends_early_when_the_blob_is_here() -> None:

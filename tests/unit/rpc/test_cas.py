@@ -8,13 +8,17 @@ import uvloop
 
 from outputd._proto import remote_execution_pb2 as reapi
 from outputd.digest import Digest, DigestFunction, empty_digest
-from outputd.errors import Corrupt, Exhausted, Invalid, NotFound, OutputdError, Unavailable, Unsupported
+from outputd.errors import Corrupt, Exhausted, Invalid, NotFound, OutputdError, Unavailable
 from outputd.rpc import directory_pages as paging
+from outputd.rpc.capabilities import RemoteCapabilities
 from outputd.rpc.cas import ContentAddressableStorage
+from outputd.rpc.chunks import Chunks
 from outputd.rpc.client import Stub
 from outputd.rpc.digests import digest_message
 from outputd.rpc.limits import BATCH_LIMIT, ITEM_LIMIT, MESSAGE_LIMIT
+from outputd.rpc.passing import Passing
 from outputd.rpc.services import service_handler
+from outputd.store.zstd import compressed, decompressed
 from tests.unit.rpc.fakes import SHA256, FakeStore
 from tests.unit.rpc.loopback import served
 
@@ -29,7 +33,8 @@ def code(status_code: grpc.StatusCode) -> int:
 
 def with_cas(store: FakeStore, use: Callable[[Stub], Awaitable[None]]) -> None:
     async def main() -> None:
-        async with served(service_handler(CAS, ContentAddressableStorage(store))) as channel:
+        chunks = Chunks(store, Passing(None), RemoteCapabilities(Passing(None)))
+        async with served(service_handler(CAS, ContentAddressableStorage(store, chunks))) as channel:
             await use(Stub(channel, CAS))
 
     uvloop.run(main())
@@ -148,14 +153,37 @@ def test_updates_are_verified_one_by_one() -> None:
     with_cas(store, use)
 
 
-def test_compressed_updates_are_refused() -> None:
+def test_compressed_blobs_travel_in_batches_both_ways() -> None:
+    zstd, identity = reapi.Compressor.ZSTD, reapi.Compressor.IDENTITY
+    data, random = b"a" * 5000, Digest.of(SHA256, b"seed") * 100
+    blobs = {Digest.of(SHA256, some): some for some in (data, random, b"tiny")}
+
     async def use(stub: Stub) -> None:
         request = reapi.BatchUpdateBlobsRequest()
-        request.requests.add(digest=absent(b"a"), data=b"a", compressor=reapi.Compressor.ZSTD)
+        for digest, some in blobs.items():
+            request.requests.add(digest=digest_message(digest), data=compressed(some), compressor=zstd)
+        request.requests.add(digest=absent(b"b"), data=compressed(b"bb"), compressor=zstd)
+        request.requests.add(digest=absent(b"c"), data=b"c", compressor=zstd)
+        request.requests.add(digest=absent(b"d"), data=b"d", compressor=reapi.Compressor.DEFLATE)
         reply = await stub.call("BatchUpdateBlobs", request, reapi.BatchUpdateBlobsResponse, timeout=10)
-        assert reply.responses[0].status.code == code(grpc.StatusCode.INVALID_ARGUMENT)
+        codes = {response.digest.hash: response.status.code for response in reply.responses}
+        invalid, unimplemented = code(grpc.StatusCode.INVALID_ARGUMENT), code(grpc.StatusCode.UNIMPLEMENTED)
+        assert [codes[item.digest.hash] for item in request.requests] == [
+            *(0, 0, 0, invalid, invalid, unimplemented)
+        ]
+        assert store.blobs == blobs
 
-    with_cas(FakeStore(), use)
+        ask = reapi.BatchReadBlobsRequest(digests=map(digest_message, blobs), acceptable_compressors=[zstd])
+        came = await stub.call("BatchReadBlobs", ask, reapi.BatchReadBlobsResponse, timeout=10)
+        assert [response.compressor for response in came.responses] == [zstd, zstd, identity]
+        for response, (digest, some) in zip(came.responses, blobs.items(), strict=True):
+            whole = (
+                response.data if response.compressor == identity else decompressed(response.data, digest.size)
+            )
+            assert whole == some
+
+    store = FakeStore()
+    with_cas(store, use)
 
 
 def test_batches_over_the_limit_are_refused_as_a_whole() -> None:
@@ -227,16 +255,6 @@ def test_texts_give_way_before_a_reply_gets_too_long() -> None:
     store = FakeStore()
     store.failing[Digest.of(SHA256, b"x")] = NotFound("x" * 400)
     with_cas(store, use)
-
-
-def test_chunking_is_unimplemented() -> None:
-    async def use(stub: Stub) -> None:
-        with pytest.raises(Unsupported, match="split_blob_support"):
-            await stub.call("SplitBlob", reapi.SplitBlobRequest(), reapi.SplitBlobResponse, timeout=10)
-        with pytest.raises(Unsupported, match="splice_blob_support"):
-            await stub.call("SpliceBlob", reapi.SpliceBlobRequest(), reapi.SpliceBlobResponse, timeout=10)
-
-    with_cas(FakeStore(), use)
 
 
 def directory(store: FakeStore, *children: Digest, extra: bytes = b"") -> Digest:

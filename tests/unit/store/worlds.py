@@ -10,7 +10,7 @@ from contextlib import asynccontextmanager
 from typing import Any
 
 from outputd.disk.disk import RealDisk
-from outputd.store.base import BlobStore
+from outputd.store.base import ServedBlobs
 from outputd.store.cached import CachedStore
 from outputd.store.disk_store import DiskStore
 from outputd.store.remote import RemoteOptions, RemoteStore
@@ -49,7 +49,7 @@ async def local_world() -> AsyncIterator[DiskStore]:
 @asynccontextmanager
 async def cached_world(
     options: RemoteOptions = PATIENT,
-) -> AsyncIterator[tuple[FakeRemote, DiskStore, BlobStore]]:
+) -> AsyncIterator[tuple[FakeRemote, DiskStore, ServedBlobs]]:
     async with (
         remote_world(options) as (fake, client),
         local_world() as local,

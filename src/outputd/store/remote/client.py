@@ -25,6 +25,7 @@ from outputd.store.remote.connection import Connection
 from outputd.store.remote.contact import Contact
 from outputd.store.remote.endpoint import RemoteOptions, parse_endpoint
 from outputd.store.remote.failure import of_status
+from outputd.store.remote.relay import Relay
 from outputd.store.remote.resource_name import blob_name, upload_name
 from outputd.store.remote.retry import Failure, Tries
 from outputd.store.waiting import in_parallel, in_thread
@@ -85,6 +86,10 @@ class RemoteStore:
     def contact(self) -> Contact:
         """Whether the server serves us."""
         return self._connection.contact
+
+    def relay(self) -> Relay:
+        """For calls of clients that are passed on to the same server. To be closed on its own."""
+        return Relay(self._connection, self._instance_name)
 
     async def watch(self) -> None:
         """Let the server be given up while it does not answer (contact.py), and probe it then, until cancelled."""

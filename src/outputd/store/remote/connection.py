@@ -18,6 +18,7 @@ import grpc.aio
 from outputd import __version__
 from outputd._proto import remote_execution_pb2 as reapi
 from outputd.errors import Denied, TimedOut, Unavailable
+from outputd.store.remote.caller import AUTHORIZATION, REQUEST_METADATA, caller
 from outputd.store.remote.contact import Contact, Standing
 from outputd.store.remote.endpoint import (
     Endpoint,
@@ -32,7 +33,6 @@ from outputd.store.remote.retry import Failure
 build_id: ContextVar[str] = ContextVar("build_id", default="")
 """The build on whose behalf calls are made; servers see it as RequestMetadata.tool_invocation_id."""
 
-_REQUEST_METADATA: Final = "build.bazel.remote.execution.v2.requestmetadata-bin"
 _RESOURCE_NAME: Final = "build.bazel.remote.execution.v2.resource-name"
 
 _ENDED: Final = (grpc.aio.AioRpcError, TimeoutError, asyncio.CancelledError)
@@ -77,12 +77,12 @@ class Connection:
             call = self._open().unary_unary(method, None, None)
             # The server is told the deadline; that we keep it, too, is for a connection that closes.
             reply: bytes = await self._step(
-                call(request, timeout=self.timeout, metadata=self._metadata()), self.timeout
+                call(request, timeout=self.timeout, metadata=self.metadata()), self.timeout
             )
             self.contact.answered()
             return reply
         except _ENDED as error:
-            return self._failure(error, doing, began)
+            return self.failure(error, doing, began)
         finally:
             self._slots.release()
 
@@ -101,7 +101,7 @@ class Connection:
         enough = _LEAST_RATE * self.timeout
         moved = waited = 0.0
         try:
-            call = self._open().unary_stream(method, None, None)(request, metadata=self._metadata(resource))
+            call = self._open().unary_stream(method, None, None)(request, metadata=self.metadata(resource))
             try:
                 while True:
                     began = time.monotonic()  # before that it did answer
@@ -120,7 +120,7 @@ class Connection:
                     yield reply
                 self.contact.answered()
             except _ENDED as error:
-                yield self._failure(error, doing, began)
+                yield self.failure(error, doing, began)
             finally:
                 call.cancel()
         finally:
@@ -134,7 +134,7 @@ class Connection:
             return refusal
         began = time.monotonic()
         try:
-            call = self._open().stream_unary(method, None, None)(None, metadata=self._metadata(resource))
+            call = self._open().stream_unary(method, None, None)(None, metadata=self.metadata(resource))
             try:
                 try:
                     async for request in requests:
@@ -148,7 +148,7 @@ class Connection:
                 self.contact.answered()
                 return reply
             except _ENDED as error:
-                return self._failure(error, doing, began)
+                return self.failure(error, doing, began)
             finally:
                 call.cancel()
         finally:
@@ -185,7 +185,7 @@ class Connection:
             try:
                 async with asyncio.timeout(seconds):
                     await channel.unary_unary(method, None, None)(
-                        request, timeout=seconds, metadata=self._metadata()
+                        request, timeout=seconds, metadata=self.metadata()
                     )
             except TimeoutError:
                 answered = False
@@ -198,6 +198,12 @@ class Connection:
         finally:
             if spare is not None:
                 await spare.close(None)
+
+    def another_channel(self) -> grpc.aio.Channel:
+        """For calls that are made beside this connection, to be closed by who asked. Raises Unavailable after `close`."""
+        if self._closed:
+            raise Unavailable(f"the connection to {self.endpoint} is closed")
+        return open_channel(self.endpoint, self._credentials)
 
     async def close(self) -> None:
         """Ends calls in flight, and allows none afterwards."""
@@ -215,7 +221,7 @@ class Connection:
         try:
             await self._step(self._slots.acquire(), None)
         except TimeoutError as error:  # closing, or given up
-            return self._failure(error, doing, began)
+            return self.failure(error, doing, began)
         if (refusal := self.contact.refusal()) is not None:
             self._slots.release()
             return Failure(refusal, transient=False)
@@ -235,24 +241,28 @@ class Connection:
             step.reschedule(0)
 
     def _open(self) -> grpc.aio.Channel:
-        if self._closed:
-            raise Unavailable(f"the connection to {self.endpoint} is closed")
-        if self._channel is None:
-            self._channel = open_channel(self.endpoint, self._credentials)
+        if self._channel is None or self._closed:
+            self._channel = self.another_channel()
         return self._channel
 
-    def _metadata(self, resource: str = "") -> grpc.aio.Metadata:
-        request = reapi.RequestMetadata(
-            tool_details=reapi.ToolDetails(tool_name="outputd", tool_version=__version__),
-            tool_invocation_id=build_id.get(),
-        )
-        metadata = grpc.aio.Metadata(*self._headers, (_REQUEST_METADATA, request.SerializeToString()))
+    def metadata(self, resource: str = "") -> grpc.aio.Metadata:
+        """Headers of one call: what its caller sent and is to be passed on, and what the settings say."""
+        served = caller.get()
+        described = served.request_metadata
+        if described is None:
+            described = reapi.RequestMetadata(
+                tool_details=reapi.ToolDetails(tool_name="outputd", tool_version=__version__),
+                tool_invocation_id=build_id.get(),
+            ).SerializeToString()
+        metadata = grpc.aio.Metadata(*self._headers, (REQUEST_METADATA, described))
+        if served.authorization is not None and all(name != AUTHORIZATION for name, _ in self._headers):
+            metadata.add(AUTHORIZATION, served.authorization)
         if resource:
             # For routers between us and the store, which should not have to look into messages.
             metadata.add(_RESOURCE_NAME, resource)
         return metadata
 
-    def _failure(self, error: BaseException, doing: str, began: float) -> Failure:
+    def failure(self, error: BaseException, doing: str, began: float) -> Failure:
         """What one of _ENDED means; a cancellation that is meant for our task goes on."""
         task = asyncio.current_task()
         if isinstance(error, asyncio.CancelledError) and (task is None or task.cancelling()):

@@ -1,0 +1,77 @@
+"""Remote Asset and LogStream, passed on to the remote; never fetches anything itself.
+
+What a Fetch finds is a blob of the remote's CAS, which comes here when somebody reads it.
+"""
+
+from __future__ import annotations
+
+from typing import Final
+
+from outputd._proto import remote_asset_pb2 as asset
+from outputd._proto import remote_logstream_pb2 as logstream
+from outputd.rpc.edge import Context
+from outputd.rpc.passing import Passing
+
+_FETCH: Final = asset.DESCRIPTOR.services_by_name["Fetch"].methods_by_name
+_PUSH: Final = asset.DESCRIPTOR.services_by_name["Push"].methods_by_name
+_LOGS: Final = logstream.DESCRIPTOR.services_by_name["LogStreamService"].methods_by_name
+
+_DOWNLOAD: Final = 600.0
+"""Seconds for a fetch: the server may have to download first."""
+_PATIENCE: Final = 60.0
+
+
+class Fetch:
+    """The service."""
+
+    def __init__(self, passing: Passing) -> None:
+        self._passing = passing
+
+    async def fetch_blob(self, request: asset.FetchBlobRequest, context: Context) -> asset.FetchBlobResponse:
+        request.instance_name = self._passing.instance(request.instance_name)
+        return await self._passing.call(
+            _FETCH["FetchBlob"], request, asset.FetchBlobResponse, context, _DOWNLOAD
+        )
+
+    async def fetch_directory(
+        self, request: asset.FetchDirectoryRequest, context: Context
+    ) -> asset.FetchDirectoryResponse:
+        request.instance_name = self._passing.instance(request.instance_name)
+        return await self._passing.call(
+            _FETCH["FetchDirectory"], request, asset.FetchDirectoryResponse, context, _DOWNLOAD
+        )
+
+
+class Push:
+    """The service."""
+
+    def __init__(self, passing: Passing) -> None:
+        self._passing = passing
+
+    async def push_blob(self, request: asset.PushBlobRequest, context: Context) -> asset.PushBlobResponse:
+        request.instance_name = self._passing.instance(request.instance_name)
+        return await self._passing.call(
+            _PUSH["PushBlob"], request, asset.PushBlobResponse, context, _PATIENCE
+        )
+
+    async def push_directory(
+        self, request: asset.PushDirectoryRequest, context: Context
+    ) -> asset.PushDirectoryResponse:
+        request.instance_name = self._passing.instance(request.instance_name)
+        return await self._passing.call(
+            _PUSH["PushDirectory"], request, asset.PushDirectoryResponse, context, _PATIENCE
+        )
+
+
+class LogStreamService:
+    """The service. ByteStream passes on what is read from and written to a log stream (byte_stream.py)."""
+
+    def __init__(self, passing: Passing) -> None:
+        self._passing = passing
+
+    async def create_log_stream(
+        self, request: logstream.CreateLogStreamRequest, context: Context
+    ) -> logstream.LogStream:
+        return await self._passing.call(
+            _LOGS["CreateLogStream"], request, logstream.LogStream, context, _PATIENCE
+        )
