@@ -15,13 +15,13 @@ import contextlib
 import hashlib
 import logging
 import sqlite3
-import time
 from collections.abc import Callable, Collection, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from typing import Final, NamedTuple, TypeAlias
 
 from outputd.builds.database import connect, failed
 from outputd.digest import Digest
+from outputd.disk.boot import boot_id
 from outputd.disk.disk import Disk
 from outputd.errors import Corrupt, OutputdError
 
@@ -39,7 +39,6 @@ CREATE TABLE lease(
 ) WITHOUT ROWID;
 """
 _KEYS_A_QUERY: Final = 500
-_BOOT_ID: Final = "/proc/sys/kernel/random/boot_id"
 
 
 class Lease(NamedTuple):
@@ -88,16 +87,16 @@ class Leases:
         self._in_flight: list[_Changes] = []
         """Being written, in order. The writer takes off what it has done; nobody else changes what is in here."""
         self._writer = ThreadPoolExecutor(1, "outputd-leases")
-        boot_id = (boot or _boot_id)()
+        this_boot = boot() if boot is not None else boot_id().hex()
         with contextlib.ExitStack() as opened:
             try:
-                self._writing_connection = _open(self._path, boot_id)
+                self._writing_connection = _open(self._path, this_boot)
             except Corrupt as error:
                 _log.warning("%s: begun anew, it cannot be read: %s", self._path, error)
                 for suffix in ("", "-wal", "-shm"):
                     with contextlib.suppress(FileNotFoundError):
                         disk.unlink(self._path + suffix)
-                self._writing_connection = _open(self._path, boot_id)
+                self._writing_connection = _open(self._path, this_boot)
             opened.callback(self._writing_connection.close)
             self._reading_connection = connect(self._path)
             opened.callback(self._reading_connection.close)
@@ -194,7 +193,7 @@ class Leases:
                 connection.rollback()
 
 
-def _open(path: str, boot_id: str) -> sqlite3.Connection:
+def _open(path: str, this_boot: str) -> sqlite3.Connection:
     """Raises Corrupt for what is not ours or damaged, Unavailable or Exhausted."""
     connection = connect(path)
     try:
@@ -208,9 +207,9 @@ def _open(path: str, boot_id: str) -> sqlite3.Connection:
             raise Corrupt(f"it has format {version}, expected {_FORMAT}")
         boot, ended = connection.execute("SELECT boot, ended FROM running").fetchone()
         connection.execute("SELECT instance_name, key, asked, blobs FROM lease LIMIT 1")
-        if not ended and boot != boot_id:
+        if not ended and boot != this_boot:
             connection.execute("DELETE FROM lease")
-        connection.execute("UPDATE running SET boot = ?, ended = 0", (boot_id,))
+        connection.execute("UPDATE running SET boot = ?, ended = 0", (this_boot,))
     except (sqlite3.Error, OutputdError) as error:
         connection.close()
         if isinstance(error, sqlite3.OperationalError) and error.sqlite_errorcode == sqlite3.SQLITE_ERROR:
@@ -219,13 +218,3 @@ def _open(path: str, boot_id: str) -> sqlite3.Connection:
             raise failed(error, path) from error
         raise
     return connection
-
-
-def _boot_id() -> str:
-    try:
-        with open(_BOOT_ID) as file:
-            return file.read().strip()
-    except FileNotFoundError:
-        return str(
-            time.time_ns()
-        )  # not Linux: whether this is another boot is not known, so it counts as one
