@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from bench.macro import files, staging, starting
+from bench.macro import fetching, files, staging, starting
 
 
 def main() -> None:
@@ -10,6 +10,8 @@ def main() -> None:
     staging.main()
     print("== starting")
     starting.main()
+    print("== fetching")
+    fetching.main([])
     print("== files")
     files.main()
 

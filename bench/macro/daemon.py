@@ -36,6 +36,8 @@ class Daemon:
     plain: str
     """An empty plain directory on the disk that holds the daemon's store, to compare with."""
     channel: grpc.Channel
+    address: str
+    """Where it listens."""
     watched: str
     """Where a watched daemon writes its longest pause (observed.py)."""
 
@@ -115,7 +117,7 @@ def running_daemon(*options: str, place: str | None = None, watched: bool = Fals
                     ("grpc.max_send_message_length", -1),
                 ],
             ) as channel:
-                yield Daemon(process.pid, paths["mount"], paths["plain"], channel, f"{top}/pause")
+                yield Daemon(process.pid, paths["mount"], paths["plain"], channel, address, f"{top}/pause")
         finally:
             process.send_signal(signal.SIGTERM)
             process.wait(60)

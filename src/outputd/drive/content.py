@@ -18,6 +18,7 @@ from outputd.disk.disk import Disk
 from outputd.drive.disk_error import disk_error
 from outputd.drive.flights import Flights
 from outputd.drive.open_file import Frozen, NotLocal, OpenFile, TooLong
+from outputd.drive.siblings import Siblings
 from outputd.errors import NotFound, OutputdError, TimedOut
 from outputd.store.base import BlobStore
 from outputd.store.room import is_full
@@ -68,6 +69,7 @@ class Content:
         self._open: dict[File, OpenFile] = {}
         self._fetches: Flights[Digest] = Flights(tasks)
         self._copies: Flights[File] = Flights(tasks)
+        self._siblings = Siblings(blobs, tasks)
         # Keys only have to differ from those of private files that an earlier run left behind.
         self._next_key = self._first_key = time.time_ns()
 
@@ -332,6 +334,7 @@ class Content:
                     await opened.ranges.need(*wanted)
                     return
                 if not self._blobs.local.has(digest):
+                    self._siblings.fetching(file, digest)
                     await self._blobs.of_instance(self._instance_of(file)).fetch(digest)
                 if writable:
                     try:
