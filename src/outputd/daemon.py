@@ -378,7 +378,7 @@ async def _listening(
             bazel_output_service_pb2.DESCRIPTOR.services_by_name["BazelOutputService"],
             BazelOutputService(builds),
         ),
-        *rev2_services(store, state, byte_stream, passing),
+        *rev2_services(store, state, byte_stream, passing, check_results=config.remote.check_results),
     ]
     admin_descriptor = admin_pb2.DESCRIPTOR.services_by_name["Admin"]
     offered = [*(descriptor for descriptor, _ in services), admin_descriptor]

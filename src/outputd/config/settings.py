@@ -264,6 +264,15 @@ class Remote:
             'Metadata for every request, for instance `authorization = "@~/.cache-token"`: `@PATH` is read from that file.',
         ),
     ]
+    check_results: Annotated[
+        bool,
+        Key(
+            Boolean(),
+            False,
+            "Ask for every blob of an action's result before it is answered, for a server whose action cache does not do that "
+            "itself; one more round trip for each action.",
+        ),
+    ]
     max_batch_bytes: Annotated[
         int,
         Key(

@@ -63,7 +63,17 @@ class ActionCache:
     for some minutes, and while it cannot be reached, then only if every blob of the result is here.
     """
 
-    def __init__(self, results: ActionResults, store: BlobStore, passing: Passing, inlined: Inlined) -> None:
+    def __init__(
+        self,
+        results: ActionResults,
+        store: BlobStore,
+        passing: Passing,
+        inlined: Inlined,
+        *,
+        check_results: bool = False,
+    ) -> None:
+        """`check_results`: whether the remote is asked for the blobs of what its own action cache answers."""
+        self._check_results = check_results
         self._results = results
         self._store = store
         self._passing = passing
@@ -106,7 +116,10 @@ class ActionCache:
                 return await self._complete(self._recent.last(instance, action), instance, action, here=True)
             except NotFound:
                 raise error from None
-        self._recent.gave(instance, action, await self._stripped(result, action.function))
+        kept = await self._stripped(result, action.function)
+        if self._check_results:
+            await self._complete(kept, instance, action)
+        self._recent.gave(instance, action, kept)
         return result
 
     async def update_action_result(

@@ -24,7 +24,12 @@ from outputd.store.base import ServedBlobs
 
 
 def rev2_services(
-    store: ServedBlobs, results: ActionResults, byte_stream: ByteStream, passing: Passing
+    store: ServedBlobs,
+    results: ActionResults,
+    byte_stream: ByteStream,
+    passing: Passing,
+    *,
+    check_results: bool,
 ) -> list[tuple[ServiceDescriptor, object]]:
     """Each with its descriptor. Those that need a remote are there without one, too, and say so."""
     remote = RemoteCapabilities(passing)
@@ -32,7 +37,7 @@ def rev2_services(
     services: list[object] = [
         ContentAddressableStorage(store, Chunks(store, passing, remote)),
         byte_stream,
-        ActionCache(results, store, passing, inlined),
+        ActionCache(results, store, passing, inlined, check_results=check_results),
         Capabilities(remote),
         Execution(passing, inlined),
         Operations(passing),

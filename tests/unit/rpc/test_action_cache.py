@@ -45,10 +45,13 @@ def with_cache(
     *,
     results: FakeResults | None = None,
     played: PlayedRemote | None = None,
+    check_results: bool = False,
 ) -> None:
     async def main() -> None:
         async with passing_to(played, "settings") as passing:
-            cache = ActionCache(results or FakeResults(), store, passing, Inlined(store.local))
+            cache = ActionCache(
+                results or FakeResults(), store, passing, Inlined(store.local), check_results=check_results
+            )
             async with served(service_handler(SERVICE, cache)) as channel:
                 await use(Stub(channel, SERVICE))
 
@@ -301,6 +304,22 @@ def test_what_the_remote_gave_is_answered_from_here() -> None:
     played = PlayedRemote()
     played.answers = {"UpdateActionResult": lambda request: request.action_result, "GetActionResult": result}
     with_cache(FakeStore(), use, played=played)
+
+
+def test_the_blobs_of_what_the_remote_answers_may_be_asked_for() -> None:
+    async def use(stub: Stub) -> None:
+        with pytest.raises(NotFound, match="1 blobs of its result are gone"):
+            await get(stub)
+        played.answers["GetActionResult"] = file_result(here)
+        for _ in range(2):
+            assert await get(stub) == file_result(here)
+        assert len(played.requests) == 2
+
+    store = FakeStore()
+    here = store.add(b"here")
+    played = PlayedRemote()
+    played.answers["GetActionResult"] = file_result(GONE)
+    with_cache(store, use, played=played, check_results=True)
 
 
 def test_before_a_plain_cas_it_is_the_cache() -> None:
