@@ -42,7 +42,7 @@ TIMEOUT: Final = 1.0
 READ_TIMEOUT: Final = 3.0
 BOUND: Final = 2 * READ_TIMEOUT + 4.0
 """Seconds for one read: open(2) and read(2) may each wait. The rest is for a machine that stands still for a while."""
-DOCUMENTED: Final = {errno.EIO, errno.EREMOTEIO, errno.ETIMEDOUT, errno.EBUSY, errno.EKEYREJECTED}
+DOCUMENTED: Final = {errno.EIO, errno.EREMOTEIO, errno.ETIMEDOUT, errno.EBUSY, errno.EKEYREJECTED, errno.ENODATA}
 """docs/how-to/when-a-read-fails.md"""
 CODES: Final = {
     grpc.StatusCode.UNAVAILABLE,
@@ -53,7 +53,7 @@ CODES: Final = {
     grpc.StatusCode.NOT_FOUND,
 }
 COMPLAINTS: Final = (
-    r"[A-Z]+ of /outputs/\S+ for process \d+ failed with E(IO|REMOTEIO|TIMEDOUT|BUSY|KEYREJECTED)"
+    r"[A-Z]+ of /outputs/\S+ for process \d+ failed with E(IO|REMOTEIO|TIMEDOUT|BUSY|KEYREJECTED|NODATA)"
     r"|was given up, it has not answered since|a directory cannot be shown any more"
 )
 
