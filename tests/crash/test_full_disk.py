@@ -22,9 +22,11 @@ from tests.service_client import BuildClient, Cas, digest_of
 
 SIZE = 24 << 20
 CONTENTS = [b"%d " % number * 50 for number in range(200)]
+
 JOURNAL_FULL = "nothing can be added to the output path: journal .*: No space left on device; [0-9]+ bytes"
 NO_CHECKPOINT = "output base base has no new checkpoint, only its journal: .*(No space left|is full)"
 STATE_FULL = "cannot reserve volume numbers, the next save does it: .*state.db: database or disk is full"
+KEPT = "state/mount: open files would not survive a crash: No space left on device"
 FULL = "No space left on device|database or disk is full|nothing that may go is left|nothing goes that is only here"
 DEAD = "took off 1 mounts of dead daemons"
 
@@ -137,7 +139,7 @@ def _refused(call: Callable[[], object], number: int = errno.ENOSPC) -> None:
 @needs_root
 def test_a_full_state_directory_refuses_what_adds_something() -> None:
     with _on_small_disk("state") as (daemon, work, disk):
-        daemon.expects(JOURNAL_FULL, NO_CHECKPOINT, STATE_FULL, DEAD)
+        daemon.expects(JOURNAL_FULL, NO_CHECKPOINT, STATE_FULL, DEAD, KEPT)
         filler = fill(disk)
         assert work.make_directories(5000) < 5000
         message = work.stage_refused()
