@@ -2,8 +2,7 @@
 
 It works on a real directory, which stands for what running programs see. Beside it it remembers what was synced, and at every call
 it makes images of what a machine may find after the power comes back. Names that were not synced are chosen one by one, old or new
-(a rename as a whole); of bytes that were not synced there is a beginning, as on journalling file systems, which write the data of
-a file before its size.
+(a rename as a whole); of bytes that were not synced there is a beginning, and what is missing is missing or zeros.
 
 SQLite does not go through a Disk. Its files are taken as a pair: as of the last commit that it had synced, as of now, or with a
 part of what was added to the write-ahead log since, of which its checksums know the end.

@@ -15,11 +15,12 @@ from typing import TypeAlias
 
 import pytest
 
-from outputd.builds import journals
+from outputd.builds import journals, leases
 from outputd.builds.state import State
 from outputd.digest import Digest
 from outputd.disk.atomic import make_directories, replace_file
 from outputd.errors import OutputdError
+from outputd.store import doubt, partials
 from outputd.store.disk_store import DiskStore
 from tests.crash.simulated_disk import Image, SimulatedDisk
 from tests.unit.builds.world import BASE, SHA256, World, world
@@ -149,7 +150,8 @@ def _failures(
     history: History, disk: SimulatedDisk, place: Path, monkeypatch: pytest.MonkeyPatch
 ) -> list[str]:
     """What is wrong after a cut, for all images that the disk has made."""
-    monkeypatch.setattr(journals, "boot_id", lambda: b"the machine came")
+    for room in (journals, leases, doubt, partials):
+        monkeypatch.setattr(room, "boot_id", lambda: b"after the cut...")
     failures: list[str] = []
     for number, image in enumerate(disk.images):
         top = place / f"image{number}"

@@ -189,7 +189,8 @@ class Restoring:
             _log.error("output base %s: %s: %s", base.id, unfinished, error)
             return False
         try:
-            await cut_off(file, self._tree, self._content)
+            if not self._content.is_open(file):  # else by handles that were taken over, of which we know
+                await cut_off(file, self._tree, self._content)
         except OutputdError as error:
             file.content.writers += 1  # it must not become a blob: there is somebody who can change it
             _log.error("output base %s: %s: %s", base.id, unfinished, error)

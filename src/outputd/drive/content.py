@@ -141,19 +141,11 @@ class Content:
             if isinstance(content, Local) and file.nlink == 0:
                 if (
                     file.lookups == 0
-                ):  # else the kernel can still open it; the tree drops it when that is forgotten
+                ):  # else the kernel can still open it; the tree drops it once that is forgotten
                     self._tree.dropped.append(file)
                 return
         if writing and isinstance(content, Local) and content.writers == 0:
             self._closed(file)
-
-    def abandon(self, opened: OpenFile, *, writing: bool) -> None:
-        """A handle is gone with the mount. Its process may still write through it (orphans.py): then the file becomes no blob
-        before a restart has cut it off."""
-        content = opened.file.content
-        if writing and opened.direct and isinstance(content, Local):
-            content.writers += 1
-        self.release(opened, writing=writing)
 
     def named(self, file: File) -> None:
         """The file got a name, or bytes of its own. If it is its first, nobody was told when its last writer closed it."""
@@ -260,10 +252,7 @@ class Content:
             return 0  # lost in a crash; who reads it is told
 
     def truncate(self, file: File, size: int) -> None:
-        """Set a file's length, through a handle or without one.
-
-        Raises NotLocal(writable), Frozen, TooLong, Exhausted, Unavailable.
-        """
+        """Set a file's length, open or not. Raises NotLocal(writable), Frozen, TooLong, Exhausted, Unavailable."""
         if not isinstance(file.content, Local):
             self._check_frozen(file)
             if size and file.content.size:
@@ -363,8 +352,6 @@ class Content:
             os.close(target)
             os.unlink(self.private_path(local))
             return
-        # What is younger than the file was written to it; restoring.py goes by that.
-        os.utime(target, ns=(file.mtime, file.mtime))
         self._become_local(file, local, target)
 
     async def copied(self, source: int, size: int) -> tuple[Local, int]:
@@ -431,6 +418,9 @@ class Content:
 
     def _become_local(self, file: File, local: Local, fd: int) -> None:
         """Readers that hold the inode open read the new bytes from here on, as on any file system."""
+        os.utime(
+            fd, ns=(file.mtime, file.mtime)
+        )  # what is younger was written to it: restoring.py goes by that
         self._tree.set_content(file, local)
         opened = self._open.get(file)
         if opened is None:

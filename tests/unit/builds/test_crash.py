@@ -55,18 +55,19 @@ def test_a_file_without_a_name_leaves_no_word_that_cannot_be_played_back(
     assert not caplog.records
 
 
-def test_opening_a_blob_for_writing_leaves_its_time_alone(tmp_path: Path) -> None:
+@pytest.mark.parametrize("data", (b"", b"x" * 100))
+def test_opening_a_blob_for_writing_leaves_its_time_alone(tmp_path: Path, data: bytes) -> None:
     async def run() -> None:
         async with world(tmp_path, crash=True) as w:
             await w.start()
-            data = b"x" * 100
             digest = w.cas.add(data)
             await w.stage(("f", digest))
             staged = w.at("f")
             assert isinstance(staged, File)
             staged.mtime = staged.ctime = NOW
             w.tree.outdate_attributes(staged)
-            await w.content.localise(staged, writable=True)
+            if data:
+                await w.content.localise(staged, writable=True)
             w.content.open(staged, writing=True)
         async with world(tmp_path) as w:
             found = w.at("f")

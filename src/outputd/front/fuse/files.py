@@ -16,7 +16,7 @@ from outputd.front.fuse.handover import Opened
 from outputd.front.fuse.kept import KeptHandles
 from outputd.front.fuse.passthrough import Passthrough
 from outputd.store.waiting import in_thread
-from outputd.tree.node import MAX_NAME, Directory, File
+from outputd.tree.node import MAX_NAME, Directory, File, Local
 from outputd.tree.status import Status
 from outputd.tree.tree import Tree
 from outputd.wire.fuse_abi import FSYNC_FDATASYNC, OPEN_KILL_SUIDGID, WRITE_CACHE, WRITE_KILL_SUIDGID
@@ -221,8 +221,13 @@ class Files:
     def close_all(self) -> None:
         """The mount is gone: no RELEASE will come."""
         for handle in self._handles.values():
-            self._content.abandon(handle.opened, writing=handle.writing)
-            self._passthrough.released(handle.opened)
+            opened = handle.opened
+            content = opened.file.content
+            if handle.writing and opened.direct and isinstance(content, Local):
+                # Its process may still write through it (orphans.py): no blob before a restart has cut it off.
+                content.writers += 1
+            self._content.release(opened, writing=handle.writing)
+            self._passthrough.released(opened)
         self._handles.clear()
 
     async def _synced(self, unique: int, own: int, sync: Callable[[int], None]) -> bytes:

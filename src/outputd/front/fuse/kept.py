@@ -100,8 +100,12 @@ class KeptHandles:
         """The mount was taken off: nothing is to be found."""
         self.close()
         for path in (self._path, f"{self._path}.new"):
-            with suppress(FileNotFoundError):
+            try:
                 os.unlink(path)
+            except FileNotFoundError:
+                pass
+            except OSError as error:  # the next start sees that the connection it tells of is gone
+                _log.warning("%s: cannot be removed: %s", path, error.strerror)
 
     def close(self) -> None:
         """Keep nothing more. The file stays."""
