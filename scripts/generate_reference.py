@@ -13,7 +13,7 @@ from typing import Final
 
 from outputd.cli.console import ExitCode
 from outputd.cli.main import VERBS, make_parser
-from outputd.config.settings import Entry, sections, table
+from outputd.config.settings import REMOTES, Entry, NamedRemote, remote_table, sections, table
 from outputd.config.show import toml_value
 from outputd.rpc.edge import CODES
 from scripts.proto_outline import Block, Outline, outline
@@ -180,14 +180,15 @@ def _config() -> Iterator[str]:
     yield ""
     yield from _FOUR_PLACES.splitlines()
     yield ""
-    for section, cls in sections().items():
+    named = remote_table(["NAME"])
+    for section, cls in [*sections().items(), (f"{REMOTES}.NAME", NamedRemote)]:
         yield f"## [{section}]"
         yield ""
-        yield str(cls.__doc__)
+        yield " ".join(str(cls.__doc__).split())
         yield ""
         yield "| key | type | default | |"
         yield "|---|---|---|---|"
-        for entry in table().values():
+        for entry in [*table().values(), *named.values()]:
             if entry.section == section:
                 yield _setting(entry)
         yield ""
@@ -202,7 +203,8 @@ def _setting(entry: Entry) -> str:
     key = entry.key
     default = "not set" if key.default is None else f"`{toml_value(key.default)}`"  # type: ignore[arg-type]
     others = [f"`{entry.variable}`", *([f"`{key.flag}`"] if key.flag else [])]
-    return f"| `{entry.name}` | {_cell(key.kind.name)} | {_cell(default)} | {_cell(key.sentence)} Also: {', '.join(others)}. |"
+    also = "" if entry.section.startswith(f"{REMOTES}.") else f" Also: {', '.join(others)}."
+    return f"| `{entry.name}` | {_cell(key.kind.name)} | {_cell(default)} | {_cell(key.sentence)}{also} |"
 
 
 def _example() -> Iterator[str]:

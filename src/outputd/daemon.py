@@ -34,7 +34,7 @@ from outputd.builds.refresh import Refresh
 from outputd.builds.state import State
 from outputd.builds.verification import Verification
 from outputd.config import Config, UnixAddress
-from outputd.config.remote_options import remote_options
+from outputd.config.remote_options import ConfiguredRemote, configured_remotes
 from outputd.disk.disk import RealDisk
 from outputd.drive.content import Content
 from outputd.drive.driver import Driver
@@ -65,7 +65,8 @@ from outputd.store.elsewhere import Elsewhere
 from outputd.store.limits import Limits
 from outputd.store.partials import Partials
 from outputd.store.remote.client import RemoteStore
-from outputd.store.remote.relay import Relay
+from outputd.store.remote.relays import Relays
+from outputd.store.routing import Routes
 from outputd.supervisor import Supervisor
 from outputd.tree.tree import Tree
 from outputd.wire.fuse_abi import Opcode
@@ -132,11 +133,10 @@ async def _run(
         rooms.push_async_callback(state.close)
         local = DiskStore(config.cache.dir, disk, grace=config.cache.garbage_age)
         rooms.push_async_callback(_close_store, local)
-        remote: RemoteStore | None = None
-        if config.remote.url is not None:
-            remote = RemoteStore(
-                config.remote.url, config.remote.instance_name, remote_options(config.remote)
-            )
+        remotes = [(configured, configured.store()) for configured in configured_remotes(config)]
+        remote: Routes | None = None
+        if remotes:
+            remote = Routes([configured.route(client) for configured, client in remotes])
             rooms.push_async_callback(remote.close)
         partials: Partials | None = None
         if config.outputs.verify == "when-complete":
@@ -228,8 +228,7 @@ async def _run(
             ("collector", _spare_the_collector()),
             ("watchdog", supervisor.ping()),
         ]
-        if remote is not None:
-            work.append(("remote", remote.watch()))
+        work += [(configured.section, client.watch()) for configured, client in remotes]
         if healing is not None:
             work.append(("healing", healing.run()))
         background = [tasks.create_task(some, name=name) for name, some in work]
@@ -252,16 +251,16 @@ async def _run(
                 # Not before: what was not restored yet would look like garbage.
                 background.append(tasks.create_task(collection.run(), name="collection"))
                 calls = Calls()
-                relay: Relay | None = None
+                relays: Relays | None = None
                 if remote is not None:
-                    relay = remote.relay()
-                    rooms.push_async_callback(relay.close)
-                passing = Passing(relay)
+                    relays = Relays(remote, {one.prefix: client.relay() for one, client in remotes})
+                    rooms.push_async_callback(relays.close)
+                passing = Passing(relays)
                 operations = Operations(
                     lambda: _kernel_requests(front, mount.path),
                     calls,
                     store.under_way,
-                    "" if remote is None else remote.url,
+                    lambda name: _url(remote, name),
                 )
                 admin = Admin(
                     builds,
@@ -269,7 +268,7 @@ async def _run(
                     [str(address) for address in config.listen.addresses],
                     lambda: _begin_count(local),
                     lambda: _mount_facts(front, mount.path),
-                    None if remote is None else lambda: _remote_facts(remote, healing),
+                    lambda: [_remote_facts(*some, healing) for some in remotes],
                     operations,
                     Verification(loader, store),
                     tasks,
@@ -439,10 +438,16 @@ def _mount_facts(front: FuseFront, path: str) -> MountFacts:
     return MountFacts(path, f"7.{session.minor}", features)
 
 
-def _remote_facts(remote: RemoteStore, healing: Healing | None) -> RemoteFacts:
-    contact = remote.contact
+def _remote_facts(configured: ConfiguredRemote, client: RemoteStore, healing: Healing | None) -> RemoteFacts:
+    contact = client.contact
+    # Healing does not tell the servers apart: what it did stands beside the one that is asked when nothing else is said.
+    if configured.name:
+        healing = None
     return RemoteFacts(
-        remote.url,
+        configured.name,
+        configured.prefix,
+        configured.settings.instance_name,
+        configured.url,
         contact.reached,
         contact.last_error,
         contact.last_error_time,
@@ -450,7 +455,14 @@ def _remote_facts(remote: RemoteStore, healing: Healing | None) -> RemoteFacts:
         healed=0 if healing is None else healing.healed,
         healed_bytes=0 if healing is None else healing.healed_bytes,
         healing=0 if healing is None else healing.waiting,
+        credentials=client.credentials.facts(),
     )
+
+
+def _url(remotes: Routes | None, instance_name: str) -> str:
+    """Where blobs of an instance are asked for."""
+    route = None if remotes is None else remotes.route(instance_name)
+    return route.remote.url if route is not None and isinstance(route.remote, RemoteStore) else ""
 
 
 def _kernel_requests(front: FuseFront, mount_path: str) -> Iterator[KernelRequest]:
@@ -470,4 +482,8 @@ def _kernel_requests(front: FuseFront, mount_path: str) -> Iterator[KernelReques
 
 def _remote_identity(config: Config) -> str:
     """What leases are true of."""
-    return f"{config.remote.url or ''}\n{config.remote.instance_name}"
+    identity = f"{config.remote.url or ''}\n{config.remote.instance_name}"
+    for some in configured_remotes(config):
+        if some.name:
+            identity += f"\n{some.prefix}\n{some.url}\n{some.settings.instance_name}"
+    return identity

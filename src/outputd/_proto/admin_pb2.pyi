@@ -60,6 +60,7 @@ class GetStatusResponse(_message.Message):
     REMOTE_FIELD_NUMBER: _builtins.int
     RESTARTS_FIELD_NUMBER: _builtins.int
     RESTART_ERROR_FIELD_NUMBER: _builtins.int
+    REMOTES_FIELD_NUMBER: _builtins.int
     version: _builtins.str
     """The daemon's version, as `outputd --version` prints it."""
     pid: _builtins.int
@@ -90,7 +91,11 @@ class GetStatusResponse(_message.Message):
 
     @_builtins.property
     def remote(self) -> Global___Remote:
-        """The REv2 server behind the local store. Unset: there is none."""
+        """The REv2 server for the instance names that none of `remotes` has. Unset: there is none."""
+
+    @_builtins.property
+    def remotes(self) -> _containers.RepeatedCompositeFieldContainer[Global___Remote]:
+        """The REv2 servers of `[remotes.NAME]`, each for the instance names that begin with its prefix."""
 
     def __init__(
         self,
@@ -105,10 +110,11 @@ class GetStatusResponse(_message.Message):
         remote: Global___Remote | None = ...,
         restarts: _builtins.int = ...,
         restart_error: _builtins.str = ...,
+        remotes: _abc.Iterable[Global___Remote] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["mount", b"mount", "remote", b"remote", "store", b"store", "uptime", b"uptime"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["listen_addresses", b"listen_addresses", "mount", b"mount", "output_bases", b"output_bases", "pid", b"pid", "remote", b"remote", "restart_error", b"restart_error", "restarts", b"restarts", "store", b"store", "uptime", b"uptime", "version", b"version"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["listen_addresses", b"listen_addresses", "mount", b"mount", "output_bases", b"output_bases", "pid", b"pid", "remote", b"remote", "remotes", b"remotes", "restart_error", b"restart_error", "restarts", b"restarts", "store", b"store", "uptime", b"uptime", "version", b"version"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -393,6 +399,10 @@ class Remote(_message.Message):
     HEALED_BLOBS_FIELD_NUMBER: _builtins.int
     HEALED_BYTES_FIELD_NUMBER: _builtins.int
     HEALING_FIELD_NUMBER: _builtins.int
+    NAME_FIELD_NUMBER: _builtins.int
+    PREFIX_FIELD_NUMBER: _builtins.int
+    INSTANCE_NAME_FIELD_NUMBER: _builtins.int
+    CREDENTIALS_FIELD_NUMBER: _builtins.int
     url: _builtins.str
     """Its URL, as in the settings."""
     state: Global___Remote.State.ValueType
@@ -405,6 +415,12 @@ class Remote(_message.Message):
     """Their sizes together, in bytes."""
     healing: _builtins.int
     """Blobs that wait to be uploaded again."""
+    name: _builtins.str
+    """The NAME of `[remotes.NAME]`. Empty: `[remote]`."""
+    prefix: _builtins.str
+    """What the instance names begin with that it serves. Empty: those that no other remote has."""
+    instance_name: _builtins.str
+    """What the server is asked for in place of the prefix; without a prefix, by calls that carry no instance name."""
     @_builtins.property
     def last_error_time(self) -> _timestamp_pb2.Timestamp:
         """When that was. Unset: none so far."""
@@ -412,6 +428,10 @@ class Remote(_message.Message):
     @_builtins.property
     def unanswered_since(self) -> _timestamp_pb2.Timestamp:
         """Since when it does not answer, if it was given up. Unset: it was not."""
+
+    @_builtins.property
+    def credentials(self) -> _containers.RepeatedCompositeFieldContainer[Global___Credential]:
+        """Whose headers it is sent, one for each source in the order in which they count. Never a secret."""
 
     def __init__(
         self,
@@ -424,14 +444,60 @@ class Remote(_message.Message):
         healed_blobs: _builtins.int = ...,
         healed_bytes: _builtins.int = ...,
         healing: _builtins.int = ...,
+        name: _builtins.str = ...,
+        prefix: _builtins.str = ...,
+        instance_name: _builtins.str = ...,
+        credentials: _abc.Iterable[Global___Credential] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["last_error_time", b"last_error_time", "unanswered_since", b"unanswered_since"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["healed_blobs", b"healed_blobs", "healed_bytes", b"healed_bytes", "healing", b"healing", "last_error", b"last_error", "last_error_time", b"last_error_time", "state", b"state", "unanswered_since", b"unanswered_since", "url", b"url"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["credentials", b"credentials", "healed_blobs", b"healed_blobs", "healed_bytes", b"healed_bytes", "healing", b"healing", "instance_name", b"instance_name", "last_error", b"last_error", "last_error_time", b"last_error_time", "name", b"name", "prefix", b"prefix", "state", b"state", "unanswered_since", b"unanswered_since", "url", b"url"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___Remote: _TypeAlias = Remote  # noqa: Y015
+
+@_typing.final
+class Credential(_message.Message):
+    """Headers that prove who we are, and where they come from. Never what they are."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    HEADERS_FIELD_NUMBER: _builtins.int
+    SOURCE_FIELD_NUMBER: _builtins.int
+    SUBJECT_FIELD_NUMBER: _builtins.int
+    EXPIRES_FIELD_NUMBER: _builtins.int
+    ERROR_FIELD_NUMBER: _builtins.int
+    source: _builtins.str
+    """`settings`, the file, the credential helper, or the call of a client that they were taken from."""
+    subject: _builtins.str
+    """Whose they are, if the value is a JSON Web Token that says so (`sub`). Empty: not known."""
+    error: _builtins.str
+    """Why there are none, or why there are no newer ones. Empty: nothing is wrong."""
+    @_builtins.property
+    def headers(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """Names of the headers."""
+
+    @_builtins.property
+    def expires(self) -> _timestamp_pb2.Timestamp:
+        """When they end. Unset: nobody says."""
+
+    def __init__(
+        self,
+        *,
+        headers: _abc.Iterable[_builtins.str] | None = ...,
+        source: _builtins.str = ...,
+        subject: _builtins.str = ...,
+        expires: _timestamp_pb2.Timestamp | None = ...,
+        error: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["expires", b"expires"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["error", b"error", "expires", b"expires", "headers", b"headers", "source", b"source", "subject", b"subject"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___Credential: _TypeAlias = Credential  # noqa: Y015
 
 @_typing.final
 class ListOperationsRequest(_message.Message):

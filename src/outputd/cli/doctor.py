@@ -83,7 +83,10 @@ def _checks(settings: Config | None, environ: Mapping[str, str]) -> Iterator[tup
     yield "cache", lambda: directories.store_directory("cache", settings.cache.dir, "--cache-dir", uid)
     for address in settings.listen.addresses:
         yield "daemon", partial(daemon.daemon_at, address, settings.mount.path, environ)
-    yield "remote", lambda: remote.remote_server(settings.remote)
+    for configured in remote.configured(settings):
+        yield configured.section, partial(remote.remote_server, configured)
+    if not remote.configured(settings):
+        yield "remote", remote.no_remote
 
 
 def _within_time(name: str, check: Check) -> list[Finding]:

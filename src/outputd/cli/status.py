@@ -13,7 +13,7 @@ from outputd.cli.setting_flags import add_setting_flags, load_settings
 from outputd.errors import Unavailable
 
 if TYPE_CHECKING:
-    from outputd.rpc.admin_client import GetStatusResponse, OutputBase
+    from outputd.rpc.admin_client import Credential, GetStatusResponse, OutputBase, Remote
 
 NAME: Final = "status"
 SUMMARY: Final = "Show what the running daemon mounts, builds and stores."
@@ -89,7 +89,8 @@ def as_data(status: GetStatusResponse) -> dict[str, object]:
             "total_files": status.store.total_files or None,
             "free_files": status.store.free_files if status.store.total_files else None,
         },
-        "remote": _remote_data(status),
+        "remote": _remote_data(status.remote) if status.HasField("remote") else None,
+        "remotes": [_remote_data(remote) for remote in status.remotes],
         "restarts": status.restarts,
         "restart_error": status.restart_error or None,
     }
@@ -108,13 +109,13 @@ def _obtainable_data(base: OutputBase) -> dict[str, object]:
     }
 
 
-def _remote_data(status: GetStatusResponse) -> dict[str, object] | None:
-    if not status.HasField("remote"):
-        return None
-    remote = status.remote
+def _remote_data(remote: Remote) -> dict[str, object]:
     return {
+        "name": remote.name or None,
+        "prefix": remote.prefix,
+        "instance_name": remote.instance_name,
         "url": remote.url,
-        "state": _remote_state(status),
+        "state": _remote_state(remote),
         "last_error": remote.last_error or None,
         "last_error_time": _instant(remote.last_error_time.seconds)
         if remote.HasField("last_error_time")
@@ -125,13 +126,58 @@ def _remote_data(status: GetStatusResponse) -> dict[str, object] | None:
         "healed_blobs": remote.healed_blobs,
         "healed_bytes": remote.healed_bytes,
         "healing": remote.healing,
+        "credentials": [
+            {
+                "headers": list(known.headers),
+                "source": known.source,
+                "subject": known.subject or None,
+                "expires": _instant(known.expires.seconds) if known.HasField("expires") else None,
+                "error": known.error or None,
+            }
+            for known in remote.credentials
+        ],
     }
 
 
-def _remote_state(status: GetStatusResponse) -> str:
-    name = type(status.remote).State.Name(status.remote.state)
+def _remote_state(remote: Remote) -> str:
+    name = type(remote).State.Name(remote.state)
     words = {"REACHABLE": "reachable", "FAILING": "failing", "GIVEN_UP": "given up"}
     return words.get(name, "not asked yet")
+
+
+def _remote_rows(status: GetStatusResponse) -> Iterator[tuple[str, str]]:
+    remotes = [*([status.remote] if status.HasField("remote") else []), *status.remotes]
+    if not remotes:
+        yield "remote", "none; the local store alone"
+    for remote in remotes:
+        yield f"remote {remote.name}".strip(), _remote_words(remote)
+        for known in remote.credentials:
+            yield "", _credential_words(known)
+
+
+def _remote_words(remote: Remote) -> str:
+    text = f"{remote.url}, {_remote_state(remote)}"
+    if remote.name:
+        text = f"{remote.prefix or 'all names'} -> {remote.url} {remote.instance_name}".rstrip()
+        text += f", {_remote_state(remote)}"
+    if remote.HasField("unanswered_since"):
+        text += f", no answer since {_instant(remote.unanswered_since.seconds)}"
+    if remote.last_error:
+        text += f"; last error: {remote.last_error}"
+    if remote.healed_blobs or remote.healing:
+        text += f"; {show_count(remote.healed_blobs)} blobs that it had lost given back"
+    if remote.healing:
+        text += f", {show_count(remote.healing)} to go"
+    return text
+
+
+def _credential_words(known: Credential) -> str:
+    text = f"{', '.join(known.headers) or 'no headers'} from {known.source}"
+    if known.subject:
+        text += f", of {known.subject}"
+    if known.HasField("expires"):
+        text += f", until {_instant(known.expires.seconds)}"
+    return text + (f"; {known.error}" if known.error else "")
 
 
 def _lines(status: GetStatusResponse, console: Console) -> Iterator[str]:
@@ -150,24 +196,13 @@ def _lines(status: GetStatusResponse, console: Console) -> Iterator[str]:
         room += f", {show_count(store.free_files)} inodes"
     if store.available_bytes < store.keep_free_bytes:
         room += f", less than the {show_bytes(store.keep_free_bytes)} to be kept free: outputd gc --dry-run"
-    remote = "none; the local store alone"
-    if status.HasField("remote"):
-        remote = f"{status.remote.url}, {_remote_state(status)}"
-        if status.remote.HasField("unanswered_since"):
-            remote += f", no answer since {_instant(status.remote.unanswered_since.seconds)}"
-        if status.remote.last_error:
-            remote += f"; last error: {status.remote.last_error}"
-        if status.remote.healed_blobs or status.remote.healing:
-            remote += f"; {show_count(status.remote.healed_blobs)} blobs that it had lost given back"
-        if status.remote.healing:
-            remote += f", {show_count(status.remote.healing)} to go"
     yield from columns(
         [
             ("mount", mount.path),
             ("kernel", f"FUSE {mount.abi}; {', '.join(mount.features) or 'no extras'}"),
             ("listen", ", ".join(status.listen_addresses)),
             ("store", f"{store.path}: {held}; {room}"),
-            ("remote", remote),
+            *_remote_rows(status),
         ]
     )
     if status.restart_error:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from outputd.config.address import Address, TcpAddress, UnixAddress
 from outputd.config.load import InvalidSettings, Loaded, Origin, Problem, load, load_file, usual_file
 from outputd.config.places import Places
-from outputd.config.settings import Cache, Config, Listen, Log, Mount, Outputs, Remote, State
+from outputd.config.settings import Cache, Config, Listen, Log, Mount, NamedRemote, Outputs, Remote, State
 
 __all__ = [
     "Address",
@@ -16,6 +16,7 @@ __all__ = [
     "Loaded",
     "Log",
     "Mount",
+    "NamedRemote",
     "Origin",
     "Outputs",
     "Places",

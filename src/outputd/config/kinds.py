@@ -29,6 +29,17 @@ _UNITS: Final = {
 }
 _PERCENT: Final = re.compile(r"(\d{1,3}(?:\.\d+)?) ?%")
 _HOST_PORT: Final = re.compile(r"(\[[0-9A-Fa-f:.%]+\]|[^\[\]:/@\s]+)(?::(\d{1,5}))?")
+_HOST_PATTERN: Final = re.compile(r"(?:\*\.)?[0-9A-Za-z-]+(?:\.[0-9A-Za-z-]+)*|\[?[0-9A-Fa-f:]+\]?")
+# What would make a ByteStream resource name ambiguous (REv2, ByteStream; the same list as bb_storage's instance names).
+_RESOURCE_WORDS: Final = (
+    "blobs",
+    "uploads",
+    "actions",
+    "actionResults",
+    "operations",
+    "capabilities",
+    "compressed-blobs",
+)
 _HEADER_NAME: Final = re.compile(r"[0-9a-z_.-]+")
 
 
@@ -299,8 +310,63 @@ class RemoteUrl:
 
 
 @dataclass(frozen=True, slots=True)
+class InstanceName:
+    """A REv2 instance name, or what one begins with. Source: protocols.md 4, bb_clientd's and REv2's rules for resource names."""
+
+    name: str = "instance name"
+
+    def of_text(self, text: str) -> object:
+        return text
+
+    def parse(self, raw: object, places: Places) -> str:
+        if not isinstance(raw, str):
+            raise _wrong(raw, "a string; put it in quotes")
+        if raw and not all(word and word not in _RESOURCE_WORDS for word in raw.split("/")):
+            raise _wrong(
+                raw,
+                f"an instance name: words with a slash between them, none of them {', '.join(_RESOURCE_WORDS)}",
+            )
+        return raw
+
+    def plain(self, value: object) -> Plain:
+        return str(value)
+
+
+@dataclass(frozen=True, slots=True)
+class CredentialHelpers:
+    """Programs by the hosts they are for, as Bazel's --credential_helper takes them; an empty pattern is for every host."""
+
+    name: str = "list of [PATTERN=]PATH"
+
+    def of_text(self, text: str) -> object:
+        return [part.strip() for part in text.split(",") if part.strip()]
+
+    def parse(self, raw: object, places: Places) -> tuple[tuple[str, str], ...]:
+        listed = [raw] if isinstance(raw, str) else raw
+        if not isinstance(listed, list) or not all(isinstance(item, str) for item in listed):
+            raise _wrong(raw, 'a list of programs, for instance ["*.example.com=/usr/bin/helper"]')
+        return tuple(self._one(item, places) for item in listed)
+
+    @staticmethod
+    def _one(item: str, places: Places) -> tuple[str, str]:
+        pattern, equals, path = item.rpartition("=")
+        if "%workspace%" in path:
+            raise Invalid(
+                f"{item!r}: outputd serves many workspaces, so %workspace% has no meaning; write an absolute path"
+            )
+        if (equals and not _HOST_PATTERN.fullmatch(pattern)) or not path:
+            raise _wrong(item, "[PATTERN=]PATH; a pattern is a host's name, or *. and the end of one")
+        # A bare name is looked for in $PATH, as Bazel does.
+        return pattern.lower(), places.complete(path) if "/" in path else path
+
+    def plain(self, value: object) -> Plain:
+        assert isinstance(value, tuple)
+        return [f"{pattern}={path}" if pattern else path for pattern, path in value]
+
+
+@dataclass(frozen=True, slots=True)
 class Headers:
-    """gRPC metadata to send. A value `@PATH` is read from that file when the daemon starts."""
+    """gRPC metadata to send. A value `@PATH` stands for what is in that file."""
 
     name: str = "table of text"
 

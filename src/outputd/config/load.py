@@ -8,17 +8,18 @@ import difflib
 import os
 import re
 import tomllib
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Final
 
 from outputd.config.cross_checks import disagreements
 from outputd.config.places import Places
-from outputd.config.settings import Config, Entry, sections, table
+from outputd.config.settings import REMOTES, Config, Entry, NamedRemote, remote_table, sections, table
 from outputd.config.toml_lines import Path, key_lines, line_of
 from outputd.errors import Invalid
 
 FILE_VARIABLE: Final = "OUTPUTD_CONFIG"
+_REMOTE_NAME: Final = re.compile(r"[0-9A-Za-z_-]+")
 USUAL_FILE: Final = "$XDG_CONFIG_HOME/outputd/config.toml"
 
 
@@ -91,11 +92,11 @@ class _Reading:
     problems: list[Problem] = field(default_factory=list)
     values: dict[str, object] = field(default_factory=dict)
     origins: dict[str, Origin] = field(default_factory=dict)
+    remotes: list[str] = field(default_factory=list)
+    """The names in `[remotes.NAME]`."""
 
     def run(self, flags: Mapping[str, object], environ: Mapping[str, str], named: str | None) -> Loaded:
-        for entry in table().values():
-            self.values[entry.full] = entry.key.kind.parse(entry.key.default, self.places)
-            self.origins[entry.full] = Origin("default", "")
+        self._take_defaults(table())
         file = self._read_file(named or environ.get(FILE_VARIABLE) or None)
         self._read_environment(environ)
         for full, raw in flags.items():
@@ -107,11 +108,16 @@ class _Reading:
             raise InvalidSettings(self.problems)
         config = self._assembled()
         for full, text in disagreements(config):
-            entry = table()[full]
+            entry = {**table(), **remote_table(self.remotes)}[full]
             self.problems.append(Problem(str(self.origins[full]), _subject(entry), text))
         if self.problems:
             raise InvalidSettings(self.problems)
         return Loaded(config, self.origins, file)
+
+    def _take_defaults(self, entries: Mapping[str, Entry]) -> None:
+        for entry in entries.values():
+            self.values[entry.full] = entry.key.kind.parse(entry.key.default, self.places)
+            self.origins[entry.full] = Origin("default", "")
 
     def _take(self, entry: Entry, raw: object, origin: Origin, places: Places) -> None:
         try:
@@ -122,11 +128,16 @@ class _Reading:
 
     def _assembled(self) -> Config:
         # The one place where values that the kinds made meet the types of the table: tests/unit/config proves that they agree.
-        made: dict[str, Any] = {}
-        for section, cls in sections().items():
-            own = {e.name: self.values[e.full] for e in table().values() if e.section == section}
-            made[section] = cls(**own)
+        made: dict[str, Any] = {
+            section: cls(**self._own(table(), section)) for section, cls in sections().items()
+        }
+        made[REMOTES] = {
+            name: NamedRemote(**self._own(remote_table([name]), f"{REMOTES}.{name}")) for name in self.remotes
+        }
         return Config(**made)
+
+    def _own(self, entries: Mapping[str, Entry], section: str) -> dict[str, Any]:
+        return {e.name: self.values[e.full] for e in entries.values() if e.section == section}
 
     def _read_file(self, named: str | None) -> str | None:
         try:
@@ -157,33 +168,65 @@ class _Reading:
 
     def _take_document(self, file: str, document: dict[str, Any], lines: dict[Path, int]) -> None:
         places = self.places.starting_from(os.path.dirname(file))
-        before = len(self.problems)
         numbered: list[tuple[int, Problem]] = []
         for section, content in document.items():
             line = line_of(lines, (section,)) or 1
-            if section not in sections():
-                text = f"no such section{_meant(section, sections())}; there are {', '.join(sections())}"
+            if section == REMOTES and isinstance(content, dict):
+                for name, inner in content.items():
+                    numbered += self._take_remote(file, name, inner, lines, places)
+            elif section in sections():
+                numbered += self._take_section(file, (section,), content, lines, places, table())
+            else:
+                known = [*sections(), REMOTES]
+                text = f"no such section{_meant(section, known)}; there are {', '.join(known[:-1])} and [{REMOTES}.NAME]"
                 numbered.append((line, Problem(f"{file}:{line}", f"[{section}]", text)))
-                continue
-            if not isinstance(content, dict):
-                text = f"a section is a table; write [{section}] on a line of its own and its keys below"
-                numbered.append((line, Problem(f"{file}:{line}", f"[{section}]", text)))
-                continue
-            for name, raw in content.items():
-                line = line_of(lines, (section, name)) or 1
-                entry = table().get(f"{section}.{name}")
-                if entry is None:
-                    text = f"no such key{_meant_key(section, name)}"
-                    numbered.append((line, Problem(f"{file}:{line}", f"[{section}] {name}", text)))
-                    continue
-                self._take(entry, raw, Origin("file", f"{file}:{line}"), places)
-                numbered += [(line, problem) for problem in self.problems[before:]]
-                del self.problems[before:]
         self.problems += [problem for _, problem in sorted(numbered, key=lambda pair: pair[0])]
+
+    def _take_remote(
+        self, file: str, name: str, content: object, lines: dict[Path, int], places: Places
+    ) -> list[tuple[int, Problem]]:
+        path = (REMOTES, name)
+        if not _REMOTE_NAME.fullmatch(name):
+            line = line_of(lines, path) or 1
+            text = "a name of letters, digits, '-' and '_' is needed; what clients call it is its `prefix`"
+            return [(line, Problem(f"{file}:{line}", f"[{REMOTES}.{name!r}]", text))]
+        self.remotes.append(name)
+        entries = remote_table([name])
+        self._take_defaults(entries)
+        return self._take_section(file, path, content, lines, places, entries)
+
+    def _take_section(
+        self,
+        file: str,
+        path: Path,
+        content: object,
+        lines: dict[Path, int],
+        places: Places,
+        entries: Mapping[str, Entry],
+    ) -> list[tuple[int, Problem]]:
+        """The problems of one table, each with its line."""
+        section = ".".join(path)
+        if not isinstance(content, dict):
+            line = line_of(lines, path) or 1
+            text = f"a section is a table; write [{section}] on a line of its own and its keys below"
+            return [(line, Problem(f"{file}:{line}", f"[{section}]", text))]
+        before = len(self.problems)
+        numbered: list[tuple[int, Problem]] = []
+        for name, raw in content.items():
+            line = line_of(lines, (*path, name)) or 1
+            entry = entries.get(f"{section}.{name}")
+            if entry is None:
+                text = f"no such key{_meant_key(section, name, entries)}"
+                numbered.append((line, Problem(f"{file}:{line}", f"[{section}] {name}", text)))
+                continue
+            self._take(entry, raw, Origin("file", f"{file}:{line}"), places)
+            numbered += [(line, problem) for problem in self.problems[before:]]
+            del self.problems[before:]
+        return numbered
 
     def _read_environment(self, environ: Mapping[str, str]) -> None:
         known = {entry.variable: entry for entry in table().values()}
-        ours = tuple(f"OUTPUTD_{section.upper()}_" for section in sections())
+        ours = tuple(f"OUTPUTD_{section.upper()}_" for section in (*sections(), REMOTES))
         for variable, text in sorted(environ.items()):
             if entry := known.get(variable):
                 self._take(entry, entry.key.kind.of_text(text), Origin("environment", variable), self.places)
@@ -195,13 +238,13 @@ def _subject(entry: Entry) -> str:
     return f"[{entry.section}] {entry.name}"
 
 
-def _meant(word: str, known: Mapping[str, object]) -> str:
-    close = difflib.get_close_matches(word, known, 1)
+def _meant(word: str, known: Iterable[str]) -> str:
+    close = difflib.get_close_matches(word, list(known), 1)
     return f"; did you mean {close[0]}?" if close else ""
 
 
-def _meant_key(section: str, name: str) -> str:
-    own = [e.name for e in table().values() if e.section == section]
+def _meant_key(section: str, name: str, entries: Mapping[str, Entry]) -> str:
+    own = [e.name for e in entries.values() if e.section == section]
     if close := difflib.get_close_matches(name, own, 1):
         return f"; did you mean {close[0]}?"
     if elsewhere := [e.section for e in table().values() if e.name == name]:

@@ -1,41 +1,64 @@
-"""From the settings of `[remote]` to the options of a connection, header files read. Never connects.
+"""From the settings of `[remote]` and `[remotes.NAME]` to remotes and the instance names they serve. Never connects.
 
 A module of its own, for it needs the remote store, and with it gRPC, which most commands do without.
 """
 
 from __future__ import annotations
 
-from outputd.config.settings import Remote
-from outputd.errors import Invalid
-from outputd.store.remote.endpoint import RemoteOptions
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from outputd.config.settings import REMOTES, Config, NamedRemote, Remote
+from outputd.store.remote import RemoteOptions, RemoteStore
+from outputd.store.routing import Route
+
+
+@dataclass(frozen=True, slots=True)
+class ConfiguredRemote:
+    """One remote of the settings."""
+
+    name: str
+    """The NAME of `[remotes.NAME]`; empty for `[remote]`."""
+    settings: Remote
+    url: str
+    prefix: str
+
+    @property
+    def section(self) -> str:
+        return f"{REMOTES}.{self.name}" if self.name else "remote"
+
+    def store(self, options: RemoteOptions | None = None) -> RemoteStore:
+        """A client of it. Raises Invalid for what cannot be used."""
+        return RemoteStore(self.url, self.settings.instance_name, options or remote_options(self.settings))
+
+    def route(self, store: RemoteStore) -> Route:
+        named = isinstance(self.settings, NamedRemote)
+        return Route(self.prefix, store, self.settings.instance_name if named else None)
+
+
+def configured_remotes(config: Config) -> Iterator[ConfiguredRemote]:
+    """`[remote]` first, if it is set."""
+    if config.remote.url is not None:
+        yield ConfiguredRemote("", config.remote, config.remote.url, "")
+    for name, settings in config.remotes.items():
+        assert settings.url is not None, "checked when they were read"
+        prefix = name if settings.prefix is None else settings.prefix
+        yield ConfiguredRemote(name, settings, settings.url, prefix)
 
 
 def remote_options(settings: Remote) -> RemoteOptions:
-    """Raises Invalid for a header's file that cannot be read."""
     return RemoteOptions(
         timeout=settings.timeout,
         retry_seconds=settings.retry_seconds,
         max_concurrent=settings.max_concurrent,
         max_batch_bytes=settings.max_batch_bytes,
-        headers={name: _value(name, text) for name, text in settings.headers},
+        headers={name: text for name, text in settings.headers if not text.startswith("@")},
+        header_files={name: text[1:] for name, text in settings.headers if text.startswith("@")},
+        credential_helpers=settings.credential_helper,
+        helper_timeout=settings.credential_helper_timeout,
+        helper_cache_duration=settings.credential_helper_cache_duration,
+        remember_authorization=settings.remember_authorization,
         ca_file=settings.ca_file,
         client_cert=settings.client_cert,
         client_key=settings.client_key,
     )
-
-
-def _value(name: str, text: str) -> str:
-    if not text.startswith("@"):
-        return text
-    path = text[1:]
-    try:
-        with open(path, encoding="ascii") as file:
-            value = file.read().strip()
-    except OSError as wrong:
-        raise Invalid(f"[remote] headers {name}: {path} cannot be read: {wrong.strerror}") from wrong
-    except UnicodeDecodeError:
-        value = ""
-    if not value or not value.isprintable():
-        # Not shown, and not chained: it may be a secret.
-        raise Invalid(f"[remote] headers {name}: {path} does not hold one line of printable ASCII text")
-    return value

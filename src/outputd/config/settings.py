@@ -8,9 +8,9 @@ from __future__ import annotations
 
 import functools
 import typing
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
-from typing import Annotated
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import Annotated, Final
 
 from outputd.config.address import Address
 from outputd.config.kinds import (
@@ -18,8 +18,10 @@ from outputd.config.kinds import (
     Boolean,
     Choice,
     Count,
+    CredentialHelpers,
     FilePath,
     Headers,
+    InstanceName,
     Kind,
     Optional,
     RemoteUrl,
@@ -29,6 +31,9 @@ from outputd.config.kinds import (
     Text,
 )
 from outputd.store.limits import Amount
+
+REMOTES: Final = "remotes"
+"""The table of tables: `[remotes.NAME]`."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -261,7 +266,38 @@ class Remote:
         Key(
             Headers(),
             {},
-            'Metadata for every request, for instance `authorization = "@~/.cache-token"`: `@PATH` is read from that file.',
+            'Metadata for every request, for instance `authorization = "@~/.cache-token"`: `@PATH` is read from that file, and '
+            "read again when it changes.",
+        ),
+    ] = field(repr=False)
+    credential_helper: Annotated[
+        tuple[tuple[str, str], ...],
+        Key(
+            CredentialHelpers(),
+            [],
+            "Programs that tell the headers for a server, as Bazel's --credential_helper: `PATH`, or `PATTERN=PATH` for hosts that "
+            "match (`cache.example.com`, `*.example.com`); the closest match counts. `%workspace%` is not known here.",
+        ),
+    ]
+    credential_helper_timeout: Annotated[
+        float,
+        Key(Seconds(least=0.1), 10, "How long a credential helper may take; as Bazel's flag of that name."),
+    ]
+    credential_helper_cache_duration: Annotated[
+        float,
+        Key(
+            Seconds(least=1),
+            1800,
+            "How long headers of a credential helper are used that does not say when they end; as Bazel's flag of that name.",
+        ),
+    ]
+    remember_authorization: Annotated[
+        float,
+        Key(
+            Seconds(),
+            28_800,
+            "How long the `authorization` that a client's own call carried is used for reads of ours, in memory only, where "
+            "neither `headers` nor `credential_helper` gives one; 0: not at all.",
         ),
     ]
     check_results: Annotated[
@@ -279,6 +315,29 @@ class Remote:
             Size(1 << 10, 1 << 30),
             "3 MiB",
             "Largest sum of blob sizes in one batch request; the server's own limit counts too, larger blobs are streamed.",
+        ),
+    ]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class NamedRemote(Remote):
+    """One of several REv2 servers: it has the instance names that begin with `prefix`, `[remote]` has all others. Only the settings
+    file names such servers; NAME is any word."""
+
+    prefix: Annotated[
+        str | None,
+        Key(
+            Optional(InstanceName()),
+            None,
+            "What the clients' instance names begin with, whole words between slashes; the longest counts. Not set: NAME.",
+        ),
+    ]
+    instance_name: Annotated[
+        str,
+        Key(
+            InstanceName(),
+            "",
+            "What stands in place of the prefix in the instance names that this server is asked for.",
         ),
     ]
 
@@ -393,6 +452,7 @@ class Config:
     state: State
     cache: Cache
     remote: Remote
+    remotes: Mapping[str, NamedRemote]
     outputs: Outputs
     log: Log
 
@@ -412,23 +472,34 @@ class Entry:
 
     @property
     def variable(self) -> str:
-        """The environment variable that sets it."""
+        """The environment variable that sets it; those of `[remotes.NAME]` have none."""
         return f"OUTPUTD_{self.section}_{self.name}".upper()
 
 
 @functools.cache
 def sections() -> Mapping[str, type]:
-    """The sections in order, by name."""
-    return typing.get_type_hints(Config)
+    """The sections in order, by name; `[remotes.NAME]` is not among them, for there may be any number."""
+    hints = typing.get_type_hints(Config)
+    return {name: cls for name, cls in hints.items() if name != REMOTES}
 
 
 @functools.cache
 def table() -> Mapping[str, Entry]:
-    """Every key in order, by `section.name`."""
-    return {entry.full: entry for entry in _entries()}
+    """Every key of these in order, by `section.name`."""
+    return {entry.full: entry for section, cls in sections().items() for entry in _entries(section, cls)}
 
 
-def _entries() -> Iterator[Entry]:
-    for section, cls in sections().items():
-        for name, hint in typing.get_type_hints(cls, include_extras=True).items():
-            yield Entry(section, name, hint.__metadata__[0])
+def remote_table(names: Iterable[str]) -> Mapping[str, Entry]:
+    """The same for the remotes of these names: `remotes.NAME.key`."""
+    return {entry.full: entry for name in names for entry in _entries(f"{REMOTES}.{name}", NamedRemote)}
+
+
+def value_of(config: Config, entry: Entry) -> object:
+    section, _, name = entry.section.partition(".")
+    found = getattr(config, section)
+    return getattr(found[name] if name else found, entry.name)
+
+
+def _entries(section: str, cls: type) -> Iterator[Entry]:
+    for name, hint in typing.get_type_hints(cls, include_extras=True).items():
+        yield Entry(section, name, hint.__metadata__[0])

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 
 from outputd.config.kinds import Plain
 from outputd.config.load import Loaded, Origin
-from outputd.config.settings import Config, table
+from outputd.config.settings import Config, Entry, remote_table, table, value_of
 
 
 def toml_value(value: Plain) -> str:
@@ -20,15 +20,20 @@ def toml_value(value: Plain) -> str:
 
 def plain_value(config: Config, full: str) -> Plain:
     """The value of one key, secrets masked."""
-    entry = table()[full]
-    return entry.key.kind.plain(getattr(getattr(config, entry.section), entry.name))
+    entry = entries(config)[full]
+    return entry.key.kind.plain(value_of(config, entry))
+
+
+def entries(config: Config) -> Mapping[str, Entry]:
+    """Every key there is, by `section.name`, those of `[remotes.NAME]` last."""
+    return {**table(), **remote_table(config.remotes)}
 
 
 def as_toml(loaded: Loaded, with_origins: bool) -> str:
     """All settings; a key that is not set stands there as a comment."""
     lines: list[str] = []
     section = ""
-    for entry in table().values():
+    for entry in entries(loaded.config).values():
         if entry.section != section:
             section = entry.section
             lines += ["", f"[{section}]"] if lines else [f"[{section}]"]
@@ -39,9 +44,9 @@ def as_toml(loaded: Loaded, with_origins: bool) -> str:
 
 
 def as_data(loaded: Loaded, with_origins: bool) -> dict[str, dict[str, object]]:
-    """All settings by section and key; with origins, each is an object of `value` and `origin`."""
+    """All settings by section and key, `remotes.NAME` being a section; with origins, each is an object of `value` and `origin`."""
     data: dict[str, dict[str, object]] = {}
-    for entry in table().values():
+    for entry in entries(loaded.config).values():
         value = plain_value(loaded.config, entry.full)
         origin = _origin(loaded.origins, entry.full)
         data.setdefault(entry.section, {})[entry.name] = (

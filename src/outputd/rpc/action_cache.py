@@ -103,7 +103,7 @@ class ActionCache:
         asked.digest_function = reapi.DigestFunction.Value.ValueType(action.function)
         try:
             result = await self._passing.call(
-                _METHODS["GetActionResult"], asked, reapi.ActionResult, context, _PATIENCE
+                _METHODS["GetActionResult"], asked, reapi.ActionResult, context, _PATIENCE, instance
             )
         except OutputdError as error:
             if _is_unimplemented(error):
@@ -143,7 +143,7 @@ class ActionCache:
         request.digest_function = reapi.DigestFunction.Value.ValueType(action.function)
         try:
             taken = await self._passing.call(
-                _METHODS["UpdateActionResult"], request, reapi.ActionResult, context, _PATIENCE
+                _METHODS["UpdateActionResult"], request, reapi.ActionResult, context, _PATIENCE, instance
             )
         except OutputdError as error:
             if not _is_unimplemented(error):

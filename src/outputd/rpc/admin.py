@@ -21,6 +21,7 @@ from outputd.rpc.operations import Operations
 from outputd.store.base import LocalStore
 from outputd.store.eviction import Amounts
 from outputd.store.limits import Limits
+from outputd.store.remote.credential_facts import CredentialFacts
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,8 +35,12 @@ class MountFacts:
 
 @dataclass(frozen=True, slots=True)
 class RemoteFacts:
-    """The server behind the local store, as calls have shown it."""
+    """A server behind the local store, as calls have shown it."""
 
+    name: str
+    """The NAME of `[remotes.NAME]`; empty for `[remote]`."""
+    prefix: str
+    instance_name: str
     url: str
     reached: bool | None
     """Whether the last call was answered; None before the first."""
@@ -49,6 +54,7 @@ class RemoteFacts:
     healed_bytes: int = 0
     healing: int = 0
     """Blobs that wait for that."""
+    credentials: Sequence[CredentialFacts] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,7 +85,7 @@ class Admin:
         listen_addresses: Sequence[str],
         begin_count: Callable[[], None],
         mount: Callable[[], MountFacts],
-        remote: Callable[[], RemoteFacts] | None,
+        remotes: Callable[[], Sequence[RemoteFacts]],
         operations: Operations,
         verification: Verification,
         tasks: asyncio.TaskGroup,
@@ -93,7 +99,7 @@ class Admin:
         self._listen_addresses = listen_addresses
         self._begin_count = begin_count
         self._mount = mount
-        self._remote = remote
+        self._remotes = remotes
         self._operations = operations
         self._tasks = tasks
         self._restart = restart
@@ -143,8 +149,8 @@ class Admin:
             if base.last_build_time:
                 described.last_build_time.FromNanoseconds(base.last_build_time)
             _describe_obtainable(described.obtainable, base.obtainable)
-        if self._remote is not None:
-            self._describe_remote(reply.remote, self._remote())
+        for facts in self._remotes():
+            _describe_remote(reply.remotes.add() if facts.name else reply.remote, facts)
         return reply
 
     async def list_operations(
@@ -212,19 +218,29 @@ class Admin:
         await self._restart()
         return admin_pb2.RestartResponse()
 
-    def _describe_remote(self, reply: admin_pb2.Remote, remote: RemoteFacts) -> None:
-        reply.url = remote.url
-        reply.last_error = remote.last_error
-        reply.healed_blobs = remote.healed
-        reply.healed_bytes = remote.healed_bytes
-        reply.healing = remote.healing
-        if remote.reached is not None:
-            reply.state = admin_pb2.Remote.REACHABLE if remote.reached else admin_pb2.Remote.FAILING
-        if remote.unanswered_since is not None:
-            reply.state = admin_pb2.Remote.GIVEN_UP
-            reply.unanswered_since.FromMilliseconds(int(remote.unanswered_since * 1000))
-        if remote.last_error_time:
-            reply.last_error_time.FromMilliseconds(int(remote.last_error_time * 1000))
+
+def _describe_remote(reply: admin_pb2.Remote, remote: RemoteFacts) -> None:
+    reply.name = remote.name
+    reply.prefix = remote.prefix
+    reply.instance_name = remote.instance_name
+    reply.url = remote.url
+    reply.last_error = remote.last_error
+    reply.healed_blobs = remote.healed
+    reply.healed_bytes = remote.healed_bytes
+    reply.healing = remote.healing
+    for known in remote.credentials:
+        told = reply.credentials.add(
+            headers=known.names, source=known.source, subject=known.subject, error=known.error
+        )
+        if known.expires is not None:
+            told.expires.FromMilliseconds(int(known.expires * 1000))
+    if remote.reached is not None:
+        reply.state = admin_pb2.Remote.REACHABLE if remote.reached else admin_pb2.Remote.FAILING
+    if remote.unanswered_since is not None:
+        reply.state = admin_pb2.Remote.GIVEN_UP
+        reply.unanswered_since.FromMilliseconds(int(remote.unanswered_since * 1000))
+    if remote.last_error_time:
+        reply.last_error_time.FromMilliseconds(int(remote.last_error_time * 1000))
 
 
 def _describe_obtainable(reply: admin_pb2.Obtainable, known: Obtainable) -> None:

@@ -17,6 +17,7 @@ from outputd._proto import admin_pb2
 from outputd._proto.admin_pb2 import (
     CollectGarbageRequest,
     CollectGarbageResponse,
+    Credential,
     FileCount,
     GarbageReport,
     GetStatusRequest,
@@ -25,6 +26,7 @@ from outputd._proto.admin_pb2 import (
     ListOperationsResponse,
     Loss,
     OutputBase,
+    Remote,
     RestartRequest,
     RestartResponse,
     VerifyRequest,
@@ -34,12 +36,14 @@ from outputd.errors import Invalid, OutputdError, Precondition, TimedOut, Unavai
 from outputd.rpc.client import CHANNEL_OPTIONS, Stub
 
 __all__ = [
+    "Credential",
     "FileCount",
     "GarbageReport",
     "GetStatusResponse",
     "ListOperationsResponse",
     "Loss",
     "OutputBase",
+    "Remote",
     "VerifyResponse",
     "ask_restart",
     "collect_garbage",

@@ -28,17 +28,19 @@ class Fetch:
         self._passing = passing
 
     async def fetch_blob(self, request: asset.FetchBlobRequest, context: Context) -> asset.FetchBlobResponse:
-        request.instance_name = self._passing.instance(request.instance_name)
+        instance = request.instance_name
+        request.instance_name = self._passing.instance(instance)
         return await self._passing.call(
-            _FETCH["FetchBlob"], request, asset.FetchBlobResponse, context, _DOWNLOAD
+            _FETCH["FetchBlob"], request, asset.FetchBlobResponse, context, _DOWNLOAD, instance
         )
 
     async def fetch_directory(
         self, request: asset.FetchDirectoryRequest, context: Context
     ) -> asset.FetchDirectoryResponse:
-        request.instance_name = self._passing.instance(request.instance_name)
+        instance = request.instance_name
+        request.instance_name = self._passing.instance(instance)
         return await self._passing.call(
-            _FETCH["FetchDirectory"], request, asset.FetchDirectoryResponse, context, _DOWNLOAD
+            _FETCH["FetchDirectory"], request, asset.FetchDirectoryResponse, context, _DOWNLOAD, instance
         )
 
 
@@ -49,17 +51,19 @@ class Push:
         self._passing = passing
 
     async def push_blob(self, request: asset.PushBlobRequest, context: Context) -> asset.PushBlobResponse:
-        request.instance_name = self._passing.instance(request.instance_name)
+        instance = request.instance_name
+        request.instance_name = self._passing.instance(instance)
         return await self._passing.call(
-            _PUSH["PushBlob"], request, asset.PushBlobResponse, context, _PATIENCE
+            _PUSH["PushBlob"], request, asset.PushBlobResponse, context, _PATIENCE, instance
         )
 
     async def push_directory(
         self, request: asset.PushDirectoryRequest, context: Context
     ) -> asset.PushDirectoryResponse:
-        request.instance_name = self._passing.instance(request.instance_name)
+        instance = request.instance_name
+        request.instance_name = self._passing.instance(instance)
         return await self._passing.call(
-            _PUSH["PushDirectory"], request, asset.PushDirectoryResponse, context, _PATIENCE
+            _PUSH["PushDirectory"], request, asset.PushDirectoryResponse, context, _PATIENCE, instance
         )
 
 

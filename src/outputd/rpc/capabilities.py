@@ -51,20 +51,22 @@ class RemoteCapabilities:
         if not self._passing.remote:
             return None
         name = self._passing.instance(instance)
-        when, known = self._answers.get(name, (0.0, None))
+        when, known = self._answers.get(instance, (0.0, None))
         if known is not None and time.monotonic() - when < _FRESH:
             return known
         request = reapi.GetCapabilitiesRequest(instance_name=name)
         try:
-            answer = await self._passing.call(_GET, request, reapi.ServerCapabilities, None, _PATIENCE)
+            answer = await self._passing.call(
+                _GET, request, reapi.ServerCapabilities, None, _PATIENCE, instance
+            )
         except OutputdError as error:
             if isinstance(error, Refusal) and error.code is grpc.StatusCode.UNIMPLEMENTED:
                 return None
             if known is not None and unreachable(error):
                 return known
             raise
-        self._answers[name] = time.monotonic(), answer
-        self._answers.move_to_end(name)
+        self._answers[instance] = time.monotonic(), answer
+        self._answers.move_to_end(instance)
         if len(self._answers) > _INSTANCES:
             self._answers.popitem(last=False)
         return answer

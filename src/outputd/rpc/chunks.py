@@ -59,10 +59,11 @@ class Chunks:
         theirs = await self._remote.of(request.instance_name)
         splits = theirs is not None and theirs.cache_capabilities.split_blob_support
         if splits and not store.local.has(digest):
-            request.instance_name = self._passing.instance(request.instance_name)
+            instance = request.instance_name
+            request.instance_name = self._passing.instance(instance)
             request.digest_function = reapi.DigestFunction.Value.ValueType(function)
             return await self._passing.call(
-                _METHODS["SplitBlob"], request, reapi.SplitBlobResponse, context, _PATIENCE
+                _METHODS["SplitBlob"], request, reapi.SplitBlobResponse, context, _PATIENCE, instance
             )
         chunks = await self._chunks(store, digest, chunking_of(theirs))
         reply = reapi.SplitBlobResponse(chunking_function=_FAST_CDC)
@@ -88,10 +89,11 @@ class Chunks:
         theirs = await self._remote.of(request.instance_name)
         try:
             if theirs is not None and theirs.cache_capabilities.splice_blob_support:
-                request.instance_name = self._passing.instance(request.instance_name)
+                instance = request.instance_name
+                request.instance_name = self._passing.instance(instance)
                 request.digest_function = reapi.DigestFunction.Value.ValueType(function)
                 reply = await self._passing.call(
-                    _METHODS["SpliceBlob"], request, reapi.SpliceBlobResponse, context, _PATIENCE
+                    _METHODS["SpliceBlob"], request, reapi.SpliceBlobResponse, context, _PATIENCE, instance
                 )
                 if not store.local.missing(set(chunks)):
                     await _keep(store, digest, chunks)

@@ -37,7 +37,7 @@ class Execution:
         instance = request.instance_name
         request.instance_name = self._passing.instance(instance)
         method = _EXECUTION["Execute"]
-        replies = self._passing.stream(method, request, longrunning.Operation, context)
+        replies = self._passing.stream(method, request, longrunning.Operation, context, instance)
         async with aclosing(replies):
             async for operation in replies:
                 operation.name = operation_name(instance, operation.name)
@@ -49,7 +49,7 @@ class Execution:
     ) -> AsyncIterator[longrunning.Operation]:
         instance, request.name = _parsed(request.name)
         method = _EXECUTION["WaitExecution"]
-        replies = self._passing.stream(method, request, longrunning.Operation, context)
+        replies = self._passing.stream(method, request, longrunning.Operation, context, instance)
         async with aclosing(replies):
             async for operation in replies:
                 operation.name = operation_name(instance, operation.name)
@@ -74,7 +74,7 @@ class Operations:
         instance = request.name.removesuffix("operations").removesuffix("/")
         request.name = self._passing.instance(instance)
         method, reply = _OPERATIONS["ListOperations"], longrunning.ListOperationsResponse
-        answer = await self._passing.call(method, request, reply, context, _PATIENCE)
+        answer = await self._passing.call(method, request, reply, context, _PATIENCE, instance)
         for operation in answer.operations:
             operation.name = operation_name(instance, operation.name)
         return answer
@@ -84,23 +84,25 @@ class Operations:
     ) -> longrunning.Operation:
         instance, request.name = _parsed(request.name)
         method = _OPERATIONS["GetOperation"]
-        operation = await self._passing.call(method, request, longrunning.Operation, context, _PATIENCE)
+        operation = await self._passing.call(
+            method, request, longrunning.Operation, context, _PATIENCE, instance
+        )
         operation.name = operation_name(instance, operation.name)
         return operation
 
     async def delete_operation(
         self, request: longrunning.DeleteOperationRequest, context: Context
     ) -> empty_pb2.Empty:
-        _, request.name = _parsed(request.name)
+        instance, request.name = _parsed(request.name)
         method = _OPERATIONS["DeleteOperation"]
-        return await self._passing.call(method, request, empty_pb2.Empty, context, _PATIENCE)
+        return await self._passing.call(method, request, empty_pb2.Empty, context, _PATIENCE, instance)
 
     async def cancel_operation(
         self, request: longrunning.CancelOperationRequest, context: Context
     ) -> empty_pb2.Empty:
-        _, request.name = _parsed(request.name)
+        instance, request.name = _parsed(request.name)
         method = _OPERATIONS["CancelOperation"]
-        return await self._passing.call(method, request, empty_pb2.Empty, context, _PATIENCE)
+        return await self._passing.call(method, request, empty_pb2.Empty, context, _PATIENCE, instance)
 
 
 def _parsed(name: str) -> tuple[str, str]:

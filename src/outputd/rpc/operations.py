@@ -33,9 +33,9 @@ class Operations:
         kernel_requests: Callable[[], Iterable[KernelRequest]],
         calls: Calls,
         fetches: Callable[[], Iterable[tuple[Flight, str]]],
-        remote: str,
+        remote: Callable[[str], str],
     ) -> None:
-        """`fetches`: each with the instance name it is asked of; `remote`: the server's URL, empty when there is none."""
+        """`fetches`: each with the instance name it is asked of; `remote`: the URL of the server that has such a name."""
         self._kernel_requests = kernel_requests
         self._calls = calls
         self._fetches = fetches
@@ -66,7 +66,7 @@ class Operations:
                     received_bytes=flight.received,
                     size_bytes=flight.digest.size,
                     waiters=flight.waiters,
-                    remote=self._remote,
+                    remote=self._remote(instance),
                     instance_name=instance,
                     age=_duration(now - flight.began),
                 )

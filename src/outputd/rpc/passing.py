@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import AsyncGenerator, AsyncIterator
 from contextlib import aclosing
-from typing import Final, TypeVar
+from typing import Final, Protocol, TypeVar
 
 from google.protobuf.descriptor import MethodDescriptor
 from google.protobuf.message import DecodeError, Message
@@ -23,21 +23,28 @@ _FOREVER: Final = 1e9
 """Seconds; gRPC has no deadline, but a number above it."""
 
 
+class Relaying(Protocol):
+    """A Relay, or some of them."""
+
+    def of_instance(self, name: str) -> tuple[Relay, str]:
+        """Who passes calls for an instance on, and what the server calls it. Raises Invalid."""
+
+
 class Passing:
     """Raises Refusal with the remote's own status, Unavailable without a remote that answers, Unsupported without any."""
 
-    def __init__(self, relay: Relay | None) -> None:
-        self._relay = relay
+    def __init__(self, relays: Relaying | None) -> None:
+        self._relays = relays
 
     @property
     def remote(self) -> bool:
         """Whether there is one."""
-        return self._relay is not None
+        return self._relays is not None
 
     def instance(self, name: str) -> str:
         """What the remote calls an instance. Raises Invalid."""
         check_instance_name(name)
-        return name or (self._relay.instance_name if self._relay is not None else "")
+        return name if self._relays is None else self._relays.of_instance(name)[1]
 
     async def call(
         self,
@@ -46,17 +53,24 @@ class Passing:
         reply: type[M],
         context: Context | None,
         limit: float,
+        instance: str = "",
     ) -> M:
-        """One reply. `limit`: seconds that it may take, if the client in `context` has no less."""
-        relay = self._needed(method)
+        """One reply. `limit`: seconds that it may take, if the client in `context` has no less. `instance`: as the client calls it;
+        the request has what `instance` makes of it."""
+        relay = self._needed(method, instance)
         seconds = limit if context is None else min(limit, _remaining(context) or limit)
         return _parsed(reply, await relay.call(_path(method), request.SerializeToString(), seconds), method)
 
     async def stream(
-        self, method: MethodDescriptor, request: Message, reply: type[M], context: Context
+        self,
+        method: MethodDescriptor,
+        request: Message,
+        reply: type[M],
+        context: Context,
+        instance: str = "",
     ) -> AsyncGenerator[M]:
         """Many replies, for as long as the client wants to wait."""
-        relay = self._needed(method)
+        relay = self._needed(method, instance)
         data = request.SerializeToString()
         async with aclosing(relay.stream(_path(method), data, _remaining(context))) as replies:
             async for one in replies:
@@ -66,13 +80,13 @@ class Passing:
         self, method: MethodDescriptor, requests: AsyncIterator[bytes], resource: str, context: Context
     ) -> bytes:
         """Many requests and one reply, as bytes, for as long as the client wants to wait."""
-        relay = self._needed(method)
+        relay = self._needed(method, "")
         return await relay.send(_path(method), requests, _remaining(context), resource)
 
-    def _needed(self, method: MethodDescriptor) -> Relay:
-        if self._relay is None:
+    def _needed(self, method: MethodDescriptor, instance: str) -> Relay:
+        if self._relays is None:
             raise Unsupported(f"{method.full_name}: there is no remote to pass it on to ([remote] url)")
-        return self._relay
+        return self._relays.of_instance(instance)[0]
 
 
 def _path(method: MethodDescriptor) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import json
 import os
 import socket
@@ -15,12 +16,13 @@ from outputd._proto.admin_pb2 import GetStatusResponse
 from outputd.cli.checks import daemon as daemon_checks
 from outputd.cli.checks import directories, host
 from outputd.cli.checks.finding import Finding, Verdict, passed
-from outputd.cli.checks.remote import fit, remote_server
+from outputd.cli.checks.remote import configured, credential, fit, no_remote, remote_server
 from outputd.cli.doctor import _within_time
 from outputd.config import TcpAddress, UnixAddress, load
 from outputd.digest import DigestFunction
 from outputd.errors import Unavailable
 from outputd.store.base import RemoteAbilities
+from outputd.store.remote.credential_facts import facts_of
 from tests.unit.cli.conftest import Commands
 
 
@@ -226,10 +228,11 @@ class TestRemote:
         environ = {"HOME": "/home/ed"} | {
             f"OUTPUTD_REMOTE_{name.upper()}": text for name, text in variables.items()
         }
-        return list(remote_server(load({}, environ).config.remote))
+        return [finding for one in configured(load({}, environ).config) for finding in remote_server(one)]
 
     def test_none(self) -> None:
-        assert verdicts(self.check()) == [("remote", "pass")]
+        assert self.check() == []
+        assert verdicts(no_remote()) == [("remote", "pass")]
 
     def test_away(self, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
         monkeypatch.setattr("outputd.cli.checks.remote._RETRY_SECONDS", 0.0)
@@ -239,7 +242,18 @@ class TestRemote:
 
     def test_a_header_file_that_is_absent(self) -> None:
         (finding,) = self.check(url="grpc://h:1", headers="authorization=@/none")
-        assert "headers authorization: /none cannot be read" in finding.reason
+        assert "remote header 'authorization': /none cannot be read" in finding.reason
+
+    def test_whose_token_and_until_when_but_not_the_token(self, tmp_path: Path) -> None:
+        claims = (
+            base64.urlsafe_b64encode(b'{"sub": "ed@example.com", "exp": 1800000000}').decode().rstrip("=")
+        )
+        token = f"aaaaaaaa.{claims}.cccccccc"
+        (one,) = configured(load({"remote.url": "grpcs://h:1"}, {"HOME": "/h"}).config)
+        finding = credential(facts_of((("authorization", f"Bearer {token}"),), "/run/token"), one)
+        assert finding.reason == (
+            "[remote] authorization from /run/token, of ed@example.com, until 2027-01-15T08:00:00Z"
+        )
 
     @pytest.mark.parametrize(
         ("functions", "verdict"),

@@ -78,6 +78,9 @@ def test_programs(outputd: Commands, daemon: GetStatusResponse) -> None:
     assert data["uptime_seconds"] == 3725
     assert data["store"]["blobs"] is None
     assert data["remote"] == {
+        "name": None,
+        "prefix": "",
+        "instance_name": "",
         "url": "grpc://h:1",
         "state": "not asked yet",
         "last_error": None,
@@ -86,6 +89,7 @@ def test_programs(outputd: Commands, daemon: GetStatusResponse) -> None:
         "healed_blobs": 0,
         "healed_bytes": 0,
         "healing": 0,
+        "credentials": [],
     }
     assert data["output_bases"] == [
         {
@@ -176,3 +180,31 @@ def test_a_daemon_that_is_stuck(
     released.set()
     assert spoken.code == 4
     assert "does not answer within 0.2 s; what listens there is busy or stuck" in spoken.err
+
+
+def test_several_remotes_and_whose_credentials_they_are_sent(
+    outputd: Commands, daemon: GetStatusResponse
+) -> None:
+    daemon.remote.url = "grpc://h:1"
+    team = daemon.remotes.add(name="team", prefix="big/team", instance_name="main", url="grpcs://t")
+    team.state = Remote.REACHABLE
+    told = team.credentials.add(
+        headers=["authorization"], source="credential helper /usr/bin/helper", subject="ed@example.com"
+    )
+    told.expires.FromSeconds(1_800_000_000)
+    team.credentials.add(headers=["x-token"], source="/run/token", error="it is empty")
+    assert outputd("status").out.splitlines()[5:9] == [
+        "remote       grpc://h:1, not asked yet",
+        "remote team  big/team -> grpcs://t main, reachable",
+        "             authorization from credential helper /usr/bin/helper, of ed@example.com, until 2027-01-15T08:00:00Z",
+        "             x-token from /run/token; it is empty",
+    ]
+    (shown,) = json.loads(outputd("status", "--json").out)["remotes"]
+    assert (shown["name"], shown["prefix"], shown["instance_name"]) == ("team", "big/team", "main")
+    assert shown["credentials"][0] == {
+        "headers": ["authorization"],
+        "source": "credential helper /usr/bin/helper",
+        "subject": "ed@example.com",
+        "expires": "2027-01-15T08:00:00Z",
+        "error": None,
+    }

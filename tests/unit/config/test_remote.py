@@ -8,7 +8,8 @@ import pytest
 
 from outputd.config import InvalidSettings, Places, load
 from outputd.config.kinds import RemoteUrl
-from outputd.config.remote_options import remote_options
+from outputd.config.remote_options import configured_remotes, remote_options
+from outputd.config.show import as_data, as_toml
 from outputd.errors import Invalid
 from outputd.store.remote import parse_endpoint
 
@@ -61,17 +62,108 @@ class TestRemote:
             '[remote]\nurl = "grpc://h:1"\ntimeout = 7\nheaders = { authorization = "@token", x-a = "b" }\n'
         )
         options = remote_options(load({}, ENVIRON, write(tmp_path, text)).config.remote)
-        assert options.headers == {"authorization": "Bearer abc", "x-a": "b"}
+        assert options.headers == {"x-a": "b"}
+        assert options.header_files == {"authorization": f"{tmp_path}/token"}
         assert options.timeout == 7
 
-    @pytest.mark.parametrize("content", ["", "two\nlines", "caf\xe9"])
-    def test_a_header_file_that_will_not_do(self, tmp_path: Path, content: str) -> None:
-        (tmp_path / "token").write_bytes(content.encode("latin-1"))
-        settings = load({}, ENVIRON | {"OUTPUTD_REMOTE_HEADERS": f"a=@{tmp_path}/token"}).config.remote
-        with pytest.raises(Invalid, match=r"headers a: .*/token does not hold one line"):
-            remote_options(settings)
+    def test_credential_helpers_as_bazel_writes_them(self, tmp_path: Path) -> None:
+        text = '[remote]\ncredential_helper = ["bare", "*.Example.com=./near", "h=~/far"]\n'
+        settings = load({}, ENVIRON, write(tmp_path, text)).config.remote
+        assert settings.credential_helper == (
+            ("", "bare"),
+            ("*.example.com", f"{tmp_path}/near"),
+            ("h", "/home/ed/far"),
+        )
 
-    def test_a_header_file_that_is_absent(self, tmp_path: Path) -> None:
-        settings = load({}, ENVIRON | {"OUTPUTD_REMOTE_HEADERS": f"a=@{tmp_path}/token"}).config.remote
-        with pytest.raises(Invalid, match=r"headers a: .*/token cannot be read: No such file"):
-            remote_options(settings)
+    @pytest.mark.parametrize(
+        ("helper", "wrong"),
+        [
+            ("%workspace%/tools/helper", "%workspace% has no meaning"),
+            ("a b=/x", "is not .PATTERN=.PATH"),
+            ("*=/x", "is not .PATTERN=.PATH"),
+            ("h=", "is not .PATTERN=.PATH"),
+        ],
+    )
+    def test_credential_helpers_that_will_not_do(self, helper: str, wrong: str) -> None:
+        with pytest.raises(InvalidSettings, match=wrong):
+            load({}, ENVIRON | {"OUTPUTD_REMOTE_CREDENTIAL_HELPER": helper})
+
+    def test_what_is_read_through_the_own_mount_is_refused(self, tmp_path: Path) -> None:
+        inside = "/home/ed/outputd/x"
+        text = (
+            f'[remote]\nurl = "grpcs://h"\nca_file = "{inside}"\nheaders = {{ a = "@{inside}" }}\n'
+            f'credential_helper = "{inside}"\n'
+        )
+        with pytest.raises(InvalidSettings) as caught:
+            load({}, ENVIRON, write(tmp_path, text))
+        assert [problem.subject for problem in caught.value.problems] == [
+            "[remote] ca_file",
+            "[remote] headers",
+            "[remote] credential_helper",
+        ]
+        assert all("lies inside the mount" in problem.text for problem in caught.value.problems)
+
+
+class TestSeveral:
+    def test_each_with_its_own(self, tmp_path: Path) -> None:
+        text = """
+[remote]
+url = "grpc://default:1"
+[remotes.team]
+url = "grpcs://team"
+timeout = 3
+headers = { authorization = "hunter2222" }
+[remotes.other]
+prefix = "big/cluster"
+instance_name = "main"
+url = "grpcs://other"
+"""
+        loaded = load({}, ENVIRON, write(tmp_path, text))
+        found = list(configured_remotes(loaded.config))
+        assert [(one.section, one.prefix, one.url) for one in found] == [
+            ("remote", "", "grpc://default:1"),
+            ("remotes.team", "team", "grpcs://team"),
+            ("remotes.other", "big/cluster", "grpcs://other"),
+        ]
+        assert found[1].settings.timeout == 3 and found[2].settings.timeout == 30
+        assert loaded.origins["remotes.team.timeout"].where == f"{tmp_path}/config.toml:6"
+        shown = as_toml(loaded, True)
+        assert "[remotes.other]\n" in shown and 'prefix = "big/cluster"' in shown
+        assert "hunter2222" not in shown + repr(loaded.config) + repr(remote_options(found[1].settings))
+        assert as_data(loaded, False)["remotes.team"]["timeout"] == 3
+
+    def test_problems_are_named_with_their_lines(self, tmp_path: Path) -> None:
+        text = """
+remotes.odd = 3
+[remotes.a]
+timeout = 1
+[remotes.b]
+url = "grpc://h:1"
+prefx = "a"
+[remotes.c]
+url = "grpc://h:1"
+prefix = "x//y"
+[remotes."a b"]
+"""
+        with pytest.raises(InvalidSettings) as caught:
+            load({}, ENVIRON, write(tmp_path, text))
+        assert [str(problem).partition("config.toml")[2] for problem in caught.value.problems] == [
+            ":2: [remotes.odd]: a section is a table; write [remotes.odd] on a line of its own and its keys below",
+            ":7: [remotes.b] prefx: no such key; did you mean prefix?",
+            ":10: [remotes.c] prefix: 'x//y' is not an instance name: words with a slash between them, none of them blobs, "
+            "uploads, actions, actionResults, operations, capabilities, compressed-blobs",
+            ":11: [remotes.'a b']: a name of letters, digits, '-' and '_' is needed; what clients call it is its `prefix`",
+        ]
+
+    def test_two_may_not_have_the_same(self, tmp_path: Path) -> None:
+        text = '[remotes.a]\n[remotes.b]\nurl = "grpc://h:1"\nprefix = "a"\n'
+        with pytest.raises(InvalidSettings) as caught:
+            load({}, ENVIRON, write(tmp_path, text))
+        assert [problem.subject for problem in caught.value.problems] == [
+            "[remotes.a] url",
+            "[remotes.b] prefix",
+        ]
+
+    def test_variables_name_none(self) -> None:
+        with pytest.raises(InvalidSettings, match="OUTPUTD_REMOTES_A_URL: no such setting"):
+            load({}, ENVIRON | {"OUTPUTD_REMOTES_A_URL": "grpc://h:1"})

@@ -28,7 +28,9 @@ def test_what_is_old_enough_the_oldest_first() -> None:
         flight.board()
         flight.received, flight.began = 3, now - 25
         calls = Calls()
-        operations = Operations(lambda: requests, calls, lambda: [(flight, "inner")], "grpc://h:1")
+        operations = Operations(
+            lambda: requests, calls, lambda: [(flight, "inner")], {"inner": "grpc://h:1"}.__getitem__
+        )
         with calls.entered("S.M", "peer"):
             found = operations.older_than(15)
             assert [request.path for request in found.kernel_requests] == ["/m/30.0", "/m/20.0"]

@@ -6,51 +6,81 @@ import asyncio
 import time
 from collections.abc import Iterator
 from dataclasses import replace
+from datetime import UTC, datetime
 from typing import Final
 
 from outputd.cli.checks.finding import Finding, failed, passed, warned
-from outputd.config import Remote
-from outputd.config.remote_options import remote_options
+from outputd.config import Config
+from outputd.config.remote_options import ConfiguredRemote, configured_remotes, remote_options
 from outputd.digest import Digest, DigestFunction
 from outputd.errors import Denied, Invalid, OutputdError
 from outputd.store.base import RemoteAbilities
-from outputd.store.remote import RemoteStore
+from outputd.store.remote.caller import AUTHORIZATION
+from outputd.store.remote.credential_facts import CredentialFacts
 
 _CALL_SECONDS: Final = 5.0
 _RETRY_SECONDS: Final = 1.0
+_WAYS: Final = "headers, credential_helper, or client_cert and client_key"
 
 
-def remote_server(settings: Remote) -> Iterator[Finding]:
+def configured(settings: Config) -> list[ConfiguredRemote]:
+    """Those to be looked at, each on its own."""
+    return list(configured_remotes(settings))
+
+
+def no_remote() -> Iterator[Finding]:
+    """Without any there is nothing to look at."""
+    yield passed("remote", "none; the local store alone")
+
+
+def remote_server(remote: ConfiguredRemote) -> Iterator[Finding]:
     """Capabilities, then a FindMissingBlobs of one made-up digest: many servers tell anybody what they can do."""
-    if settings.url is None:
-        yield passed("remote", "none; the local store alone")
-        return
-    url, started = settings.url, time.monotonic()
+    name, started = remote.section, time.monotonic()
+    known: list[CredentialFacts] = []
     try:
-        abilities = asyncio.run(_ask(settings, url))
+        abilities = asyncio.run(_ask(remote, known))
     except Denied as wrong:
-        yield failed(
-            "remote", str(wrong), "put valid credentials into [remote] headers, or client_cert and client_key"
-        )
+        yield failed(name, str(wrong), f"put valid credentials into [{name}]: {_WAYS}")
     except Invalid as wrong:
-        yield failed("remote", str(wrong), "put the setting right that the reason names")
+        yield failed(name, str(wrong), "put the setting right that the reason names")
     except OutputdError as wrong:
-        yield failed("remote", str(wrong), "check the URL, that the server runs, and the network between")
+        yield failed(name, str(wrong), "check the URL, that the server runs, and the network between")
     else:
         milliseconds = (time.monotonic() - started) * 1000
-        yield passed("remote", f"{url} answers and accepts us ({milliseconds:.0f} ms for two calls)")
+        yield passed(name, f"{remote.url} answers and accepts us ({milliseconds:.0f} ms for two calls)")
         yield from fit(abilities)
+    for facts in known:
+        yield credential(facts, remote)
 
 
-async def _ask(settings: Remote, url: str) -> RemoteAbilities:
-    options = remote_options(settings)
+def credential(facts: CredentialFacts, remote: ConfiguredRemote) -> Finding:
+    """Whose token, from where, until when; never the token."""
+    text = f"[{remote.section}] {', '.join(facts.names) or 'no headers'} from {facts.source}"
+    if facts.subject:
+        text += f", of {facts.subject}"
+    if facts.expires is not None:
+        text += f", until {datetime.fromtimestamp(facts.expires, UTC):%Y-%m-%dT%H:%M:%SZ}"
+    if facts.error:
+        return failed(
+            "credentials", f"{text}; {facts.error}", "run the helper, or look at the file, yourself"
+        )
+    if facts.expires is not None and facts.expires <= time.time():
+        return failed("credentials", f"{text}, which is over", "get a new one")
+    if AUTHORIZATION in facts.names and remote.url.startswith("grpc://"):
+        return warned("credentials", f"{text}; it travels without encryption", "use a server with grpcs://")
+    return passed("credentials", text)
+
+
+async def _ask(remote: ConfiguredRemote, known: list[CredentialFacts]) -> RemoteAbilities:
+    options = remote_options(remote.settings)
     options = replace(options, timeout=min(options.timeout, _CALL_SECONDS), retry_seconds=_RETRY_SECONDS)
-    store = RemoteStore(url, settings.instance_name, options)
+    store = remote.store(options)
     try:
         abilities = await store.abilities()
         function = min(abilities.digest_functions, default=DigestFunction.SHA256)
         await store.find_missing({Digest.of(function, b"outputd doctor")})
     finally:
+        known += store.credentials.facts()
         await store.close()
     return abilities
 

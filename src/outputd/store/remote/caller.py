@@ -20,6 +20,9 @@ class Caller(NamedTuple):
     """A serialized RequestMetadata."""
     authorization: str | None
 
+    def __repr__(self) -> str:
+        return f"Caller(authorization={'shown' if self.authorization else None})"  # a secret
+
 
 NOBODY: Final = Caller(None, None)
 

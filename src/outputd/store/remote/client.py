@@ -23,6 +23,7 @@ from outputd.store.batches import batches, by_function
 from outputd.store.remote.capabilities import told, untold
 from outputd.store.remote.connection import Connection
 from outputd.store.remote.contact import Contact
+from outputd.store.remote.credentials import Credentials
 from outputd.store.remote.endpoint import RemoteOptions, parse_endpoint
 from outputd.store.remote.failure import of_status
 from outputd.store.remote.relay import Relay
@@ -91,8 +92,14 @@ class RemoteStore:
         """For calls of clients that are passed on to the same server. To be closed on its own."""
         return Relay(self._connection, self._instance_name)
 
+    @property
+    def credentials(self) -> Credentials:
+        """What proves to the server who we are."""
+        return self._connection.credentials
+
     async def watch(self) -> None:
-        """Let the server be given up while it does not answer (contact.py), and probe it then, until cancelled."""
+        """Let the server be given up while it does not answer (contact.py), and probe it then; renew credentials before they end.
+        Until cancelled."""
         request = reapi.GetCapabilitiesRequest(instance_name=self._instance_name)
         await self._connection.watch(_GET_CAPABILITIES, request.SerializeToString())
 

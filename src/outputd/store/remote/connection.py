@@ -6,10 +6,12 @@ A call that fails gives a `Failure` as a value; who calls decides about another 
 from __future__ import annotations
 
 import asyncio
+import logging
 import random
 import time
 from collections.abc import AsyncGenerator, AsyncIterator, Awaitable
 from contextvars import ContextVar
+from dataclasses import replace
 from typing import Final, TypeVar
 
 import grpc
@@ -18,17 +20,16 @@ import grpc.aio
 from outputd import __version__
 from outputd._proto import remote_execution_pb2 as reapi
 from outputd.errors import Denied, TimedOut, Unavailable
-from outputd.store.remote.caller import AUTHORIZATION, REQUEST_METADATA, caller
+from outputd.store.remote.caller import REQUEST_METADATA, caller
 from outputd.store.remote.contact import Contact, Standing
-from outputd.store.remote.endpoint import (
-    Endpoint,
-    RemoteOptions,
-    check_headers,
-    open_channel,
-    read_credentials,
-)
+from outputd.store.remote.credential_facts import Headers
+from outputd.store.remote.credentials import Credentials
+from outputd.store.remote.endpoint import Endpoint, RemoteOptions, open_channel
 from outputd.store.remote.failure import UNANSWERED, of_call
 from outputd.store.remote.retry import Failure
+from outputd.store.remote.tls import Tls
+
+_log = logging.getLogger(__name__)
 
 build_id: ContextVar[str] = ContextVar("build_id", default="")
 """The build on whose behalf calls are made; servers see it as RequestMetadata.tool_invocation_id."""
@@ -49,6 +50,17 @@ _LAST_PAUSE: Final = 5.0
 T = TypeVar("T")
 
 
+class _Lane:
+    """A channel, by which certificates it was made, and how many calls are on it."""
+
+    __slots__ = ("calls", "channel", "generation")
+
+    def __init__(self, channel: grpc.aio.Channel, generation: int) -> None:
+        self.channel = channel
+        self.generation = generation
+        self.calls = 0
+
+
 class Connection:
     """A server's calls as bytes in and bytes out."""
 
@@ -59,32 +71,38 @@ class Connection:
         self.losses = 0
         """How often the server could not be reached: what was learnt from it before may be out of date."""
         self.contact: Final = Contact(endpoint.url, options.retry_seconds)
-        self._credentials = read_credentials(endpoint, options)
-        self._headers = check_headers(options.headers)
+        self.credentials: Final = Credentials(endpoint, options)
+        self._tls = Tls(options) if endpoint.secure else None
         self._slots = asyncio.Semaphore(options.max_concurrent)
         self._steps: set[asyncio.Timeout] = set()
         """The waits of all calls at this moment."""
         self._doubt = asyncio.Event()
-        self._channel: grpc.aio.Channel | None = None
+        self._lane: _Lane | None = None
+        """Where new calls go. One that was made with certificates of before is closed when its last call has ended."""
+        self._retired: set[_Lane] = set()
+        """Those on which calls are still under way."""
         self._closed = False
 
     async def call(self, method: str, request: bytes, doing: str) -> bytes | Failure:
         """One request, one reply."""
-        if (refusal := await self._enter(doing)) is not None:
-            return refusal
+        if isinstance(entered := await self._enter(doing), Failure):
+            return entered
+        lane = entered
         began = time.monotonic()
+        headers = self.headers()
         try:
-            call = self._open().unary_unary(method, None, None)
+            call = lane.channel.unary_unary(method, None, None)
             # The server is told the deadline; that we keep it, too, is for a connection that closes.
             reply: bytes = await self._step(
-                call(request, timeout=self.timeout, metadata=self.metadata()), self.timeout
+                call(request, timeout=self.timeout, metadata=_metadata(headers)), self.timeout
             )
             self.contact.answered()
             return reply
         except _ENDED as error:
-            return self.failure(error, doing, began)
+            failure = self.failure(error, doing, began)
         finally:
-            self._slots.release()
+            await self._leave(lane)
+        return await self.renewed(failure, headers)
 
     async def receive(
         self, method: str, request: bytes, resource: str, doing: str
@@ -94,14 +112,18 @@ class Connection:
         It breaks, too, when less than _LEAST_RATE comes for the time of one timeout; what the receiver takes for itself does
         not count.
         """
-        if (refusal := await self._enter(doing)) is not None:
-            yield refusal
+        if isinstance(entered := await self._enter(doing), Failure):
+            yield entered
             return
+        lane = entered
         began = time.monotonic()
+        headers = self.headers()
         enough = _LEAST_RATE * self.timeout
         moved = waited = 0.0
         try:
-            call = self._open().unary_stream(method, None, None)(request, metadata=self.metadata(resource))
+            call = lane.channel.unary_stream(method, None, None)(
+                request, metadata=_metadata(headers, resource)
+            )
             try:
                 while True:
                     began = time.monotonic()  # before that it did answer
@@ -119,22 +141,26 @@ class Connection:
                         return
                     yield reply
                 self.contact.answered()
+                return
             except _ENDED as error:
-                yield self.failure(error, doing, began)
+                failure = self.failure(error, doing, began)
             finally:
                 call.cancel()
         finally:
-            self._slots.release()
+            await self._leave(lane)
+        yield await self.renewed(failure, headers)
 
     async def send(
         self, method: str, requests: AsyncIterator[bytes], resource: str, doing: str
     ) -> bytes | Failure:
         """Many requests, one reply, which may come before all requests are out: then the rest is not sent."""
-        if (refusal := await self._enter(doing)) is not None:
-            return refusal
+        if isinstance(entered := await self._enter(doing), Failure):
+            return entered
+        lane = entered
         began = time.monotonic()
+        headers = self.headers()
         try:
-            call = self._open().stream_unary(method, None, None)(None, metadata=self.metadata(resource))
+            call = lane.channel.stream_unary(method, None, None)(None, metadata=_metadata(headers, resource))
             try:
                 try:
                     async for request in requests:
@@ -148,17 +174,24 @@ class Connection:
                 self.contact.answered()
                 return reply
             except _ENDED as error:
-                return self.failure(error, doing, began)
+                failure = self.failure(error, doing, began)
             finally:
                 call.cancel()
         finally:
-            self._slots.release()
+            await self._leave(lane)
+        return await self.renewed(failure, headers)
 
     async def watch(self, method: str, request: bytes) -> None:
-        """Let the server be given up when it does not answer, and from then on probe it with this call, until cancelled.
+        """Let the server be given up when it does not answer, and from then on probe it with this call; renew credentials before
+        they end. Until cancelled.
 
-        Without this no server is given up, and each call finds out for itself.
+        Without this no server is given up, each call finds out for itself, and is the one that waits for new credentials.
         """
+        async with asyncio.TaskGroup() as group:
+            group.create_task(self.credentials.run())
+            group.create_task(self._watch_contact(method, request))
+
+    async def _watch_contact(self, method: str, request: bytes) -> None:
         self.contact.breaks = True
         try:
             while True:
@@ -177,15 +210,15 @@ class Connection:
 
     async def _probe(self, method: str, request: bytes) -> None:
         """Ask on a connection of its own. When a server that was given up answers, in whatever way, that is the connection."""
-        channel = open_channel(self.endpoint, self._credentials)
-        spare: grpc.aio.Channel | None = channel
+        lane = _Lane(self.another_channel(), self.generation())
+        spare: _Lane | None = lane
         seconds = min(self.timeout, _PROBE_SECONDS)
         try:
             answered = True
             try:
                 async with asyncio.timeout(seconds):
-                    await channel.unary_unary(method, None, None)(
-                        request, timeout=seconds, metadata=self.metadata()
+                    await lane.channel.unary_unary(method, None, None)(
+                        request, timeout=seconds, metadata=_metadata(self.headers())
                     )
             except TimeoutError:
                 answered = False
@@ -194,27 +227,30 @@ class Connection:
             self.contact.probed(answered=answered)
             if self.contact.standing is Standing.ON_TRIAL and not self._closed:
                 # Nothing is under way on the old one: all calls were ended when the server was given up.
-                spare, self._channel = self._channel, channel
+                spare, self._lane = self._lane, lane
         finally:
             if spare is not None:
-                await spare.close(None)
+                await spare.channel.close(None)
 
     def another_channel(self) -> grpc.aio.Channel:
         """For calls that are made beside this connection, to be closed by who asked. Raises Unavailable after `close`."""
         if self._closed:
             raise Unavailable(f"the connection to {self.endpoint} is closed")
-        return open_channel(self.endpoint, self._credentials)
+        return open_channel(self.endpoint, None if self._tls is None else self._tls.credentials)
 
     async def close(self) -> None:
         """Ends calls in flight, and allows none afterwards."""
         self._closed = True
         # Closing the channel does not wake every wait: a write may hang on for its whole deadline.
         self._end_all()
-        if self._channel is not None:
-            await self._channel.close(None)
+        for lane in list(self._retired):
+            await lane.channel.close(None)
+        if self._lane is not None:
+            await self._lane.channel.close(None)
 
-    async def _enter(self, doing: str) -> Failure | None:
-        """Take a slot, to be released; or fail at once. The line moves, for each call in it ends or is ended."""
+    async def _enter(self, doing: str) -> _Lane | Failure:
+        """Take a slot and a channel, to be given back with `_leave`; or fail at once. The line moves, for each call in it ends or
+        is ended."""
         if (refusal := self.contact.refusal()) is not None:
             return Failure(refusal, transient=False)
         began = time.monotonic()
@@ -222,10 +258,31 @@ class Connection:
             await self._step(self._slots.acquire(), None)
         except TimeoutError as error:  # closing, or given up
             return self.failure(error, doing, began)
-        if (refusal := self.contact.refusal()) is not None:
-            self._slots.release()
-            return Failure(refusal, transient=False)
-        return None
+        lane: _Lane | None = None
+        try:
+            if (refusal := self.contact.refusal()) is not None:
+                return Failure(refusal, transient=False)
+            try:
+                lacking = await self._step(self.credentials.prepare(), None)
+            except TimeoutError as error:  # closing, or given up
+                return self.failure(error, doing, began)
+            if lacking is not None:
+                text = f"cannot {doing} at {self.endpoint}: {lacking}"
+                self.contact.refused(text)
+                # Who tries again at once meets a helper that rests.
+                return Failure(type(lacking)(text), transient=False)
+            lane = await self._open()
+            return lane
+        finally:
+            if lane is None:
+                self._slots.release()
+
+    async def _leave(self, lane: _Lane) -> None:
+        self._slots.release()
+        lane.calls -= 1
+        if lane in self._retired and not lane.calls:
+            self._retired.discard(lane)
+            await lane.channel.close(None)
 
     async def _step(self, wait: Awaitable[T], seconds: float | None) -> T:
         """One wait of a call, with its deadline."""
@@ -240,27 +297,45 @@ class Connection:
         for step in self._steps:
             step.reschedule(0)
 
-    def _open(self) -> grpc.aio.Channel:
-        if self._channel is None or self._closed:
-            self._channel = self.another_channel()
-        return self._channel
+    async def _open(self) -> _Lane:
+        """Where a call goes that begins now; it is counted."""
+        if self._closed:
+            raise Unavailable(f"the connection to {self.endpoint} is closed")
+        generation = self.generation()
+        before = self._lane
+        if before is not None and before.generation == generation:
+            before.calls += 1
+            return before
+        fresh = self._lane = _Lane(self.another_channel(), generation)
+        fresh.calls += 1
+        if before is not None:
+            _log.info("%s: certificates were renewed; calls under way end where they began", self.endpoint)
+            if before.calls:
+                self._retired.add(before)
+            else:
+                await before.channel.close(None)
+        return fresh
+
+    def generation(self) -> int:
+        """Grows when certificates were renewed: a channel that was made before is not for new calls."""
+        return 0 if self._tls is None else self._tls.generation()
 
     def metadata(self, resource: str = "") -> grpc.aio.Metadata:
-        """Headers of one call: what its caller sent and is to be passed on, and what the settings say."""
-        served = caller.get()
-        described = served.request_metadata
-        if described is None:
-            described = reapi.RequestMetadata(
-                tool_details=reapi.ToolDetails(tool_name="outputd", tool_version=__version__),
-                tool_invocation_id=build_id.get(),
-            ).SerializeToString()
-        metadata = grpc.aio.Metadata(*self._headers, (REQUEST_METADATA, described))
-        if served.authorization is not None and all(name != AUTHORIZATION for name, _ in self._headers):
-            metadata.add(AUTHORIZATION, served.authorization)
-        if resource:
-            # For routers between us and the store, which should not have to look into messages.
-            metadata.add(_RESOURCE_NAME, resource)
-        return metadata
+        """For a call that is made beside this connection: `credentials.prepare` comes before."""
+        return _metadata(self.headers(), resource)
+
+    def headers(self) -> Headers:
+        """For a call that is made now, on behalf of the caller of this context."""
+        return self.credentials.headers(caller.get().authorization)
+
+    async def renewed(self, failure: Failure, sent: Headers) -> Failure:
+        """Of a call that failed because it was not proven who we are: with what is there now it may be made once more.
+
+        Never inside an `except`: what goes wrong here would carry gRPC's error along, and that may quote what we have sent.
+        """
+        if failure.unauthenticated and await self.credentials.renew(sent, caller.get().authorization):
+            return replace(failure, renewed=True)
+        return failure
 
     def failure(self, error: BaseException, doing: str, began: float) -> Failure:
         """What one of _ENDED means; a cancellation that is meant for our task goes on."""
@@ -278,6 +353,9 @@ class Connection:
             failure.error.__cause__ = error
             return failure
         failure = of_call(error, f"{doing} at {self.endpoint}")
+        if (text := self.credentials.scrubbed(str(failure.error))) != str(failure.error):
+            # The server has quoted what we sent it: its words are changed, and gRPC's error, which has them too, is not kept.
+            failure = replace(failure, error=type(failure.error)(text))
         if error.code() is grpc.StatusCode.UNAVAILABLE:
             self.losses += 1
         if isinstance(failure.error, Denied):
@@ -299,3 +377,17 @@ class Connection:
         self.contact.unanswered(str(failure.error), began)
         if self.contact.standing in (Standing.SUSPECTED, Standing.GIVEN_UP):
             self._doubt.set()
+
+
+def _metadata(headers: Headers, resource: str = "") -> grpc.aio.Metadata:
+    described = caller.get().request_metadata
+    if described is None:
+        described = reapi.RequestMetadata(
+            tool_details=reapi.ToolDetails(tool_name="outputd", tool_version=__version__),
+            tool_invocation_id=build_id.get(),
+        ).SerializeToString()
+    metadata = grpc.aio.Metadata(*headers, (REQUEST_METADATA, described))
+    if resource:
+        # For routers between us and the store, which should not have to look into messages.
+        metadata.add(_RESOURCE_NAME, resource)
+    return metadata

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Final
 
@@ -31,6 +31,16 @@ class Endpoint:
     target: str
     """As gRPC names it."""
     secure: bool
+    host: str = ""
+    """Its name or address; empty behind a unix socket."""
+    port: int = 0
+
+    @property
+    def uri(self) -> str:
+        """As credential helpers are asked for it: Bazel gives them `https` whatever the channel is, and no port 443."""
+        if not self.host:
+            return self.target
+        return f"https://{self.host}" + ("" if self.port == 443 else f":{self.port}")
 
     def __str__(self) -> str:
         return self.url
@@ -48,8 +58,17 @@ class RemoteOptions:
     """Calls at the same time; HTTP/2 servers commonly allow 100 streams."""
     max_batch_bytes: int = 3 << 20
     """Largest sum of blob sizes in one batch call; the server's limit counts when it is lower."""
-    headers: Mapping[str, str] = field(default_factory=dict)
+    headers: Mapping[str, str] = field(default_factory=dict, repr=False)
     """Sent with every call, for instance `authorization`."""
+    header_files: Mapping[str, str] = field(default_factory=dict)
+    """Headers whose values are in files, by name; read again when the files change."""
+    credential_helpers: Sequence[tuple[str, str]] = ()
+    """Programs that tell headers, each with the pattern of the hosts it is for; an empty one fits all."""
+    helper_timeout: float = 10.0
+    helper_cache_duration: float = 1800.0
+    """For what a helper tells without saying when it ends."""
+    remember_authorization: float = 0.0
+    """How long the `authorization` of a client's call serves for calls of our own."""
     ca_file: str | None = None
     """PEM certificates to trust instead of the system's."""
     client_cert: str | None = None
@@ -77,7 +96,8 @@ def parse_endpoint(url: str) -> Endpoint:
     found = _HOST_PORT.fullmatch(authority)
     if not found or (found[2] is None and not secure) or not 0 < int(found[2] or 443) < 65536:
         raise Invalid(f"remote url {url!r}: {authority!r} is not HOST:PORT; {_FORMS}")
-    return Endpoint(url, f"dns:///{found[1]}:{found[2] or 443}", secure)
+    port = int(found[2] or 443)
+    return Endpoint(url, f"dns:///{found[1]}:{port}", secure, found[1], port)
 
 
 def check_headers(headers: Mapping[str, str]) -> tuple[tuple[str, str], ...]:
@@ -94,19 +114,6 @@ def check_headers(headers: Mapping[str, str]) -> tuple[tuple[str, str], ...]:
             raise Invalid(f"remote header {name!r}: its value holds more than printable ASCII")
         checked.append((name, value))
     return tuple(checked)
-
-
-def read_credentials(endpoint: Endpoint, options: RemoteOptions) -> grpc.ChannelCredentials | None:
-    """For TLS, or None without it. Raises Invalid for certificate files that cannot be read."""
-    if not endpoint.secure:
-        return None
-    if (options.client_cert is None) != (options.client_key is None):
-        raise Invalid("remote client_cert and client_key: give both or neither")
-    return grpc.ssl_channel_credentials(
-        root_certificates=_pem("ca_file", options.ca_file),
-        private_key=_pem("client_key", options.client_key),
-        certificate_chain=_pem("client_cert", options.client_cert),
-    )
 
 
 def open_channel(endpoint: Endpoint, credentials: grpc.ChannelCredentials | None) -> grpc.aio.Channel:
@@ -129,13 +136,3 @@ def open_channel(endpoint: Endpoint, credentials: grpc.ChannelCredentials | None
     if credentials is None:
         return grpc.aio.insecure_channel(endpoint.target, options=arguments)
     return grpc.aio.secure_channel(endpoint.target, credentials, options=arguments)
-
-
-def _pem(key: str, path: str | None) -> bytes | None:
-    if path is None:
-        return None
-    try:
-        with open(path, "rb") as file:
-            return file.read()
-    except OSError as error:
-        raise Invalid(f"remote {key} {path}: cannot be read: {error.strerror}") from error

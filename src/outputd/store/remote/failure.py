@@ -97,7 +97,8 @@ def _failure(code: grpc.StatusCode, message: str, details: Sequence[any_pb2.Any]
     if code is _Code.UNAVAILABLE and _TLS_REFUSAL.search(message):
         return Failure(Denied(text), transient=False)
     error = _MEANING[code](text)
-    return Failure(error, code in _TRANSIENT, _retry_delay(details))
+    unauthenticated = code is _Code.UNAUTHENTICATED
+    return Failure(error, code in _TRANSIENT, _retry_delay(details), unauthenticated)
 
 
 def _retry_delay(details: Sequence[any_pb2.Any]) -> float:

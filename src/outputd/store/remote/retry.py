@@ -28,12 +28,16 @@ class Failure:
     """Whether a later try may work."""
     delay: float = 0.0
     """Seconds the other side wants us to wait at least."""
+    unauthenticated: bool = False
+    """The server does not know who we are."""
+    renewed: bool = False
+    """That it was not proven who we are was the reason, and it can be proven now: one more try, at once, whatever the time."""
 
 
 class Tries:
     """The tries of one operation, for at most `seconds` after the last progress."""
 
-    __slots__ = ("_count", "_interval", "_seconds", "_start")
+    __slots__ = ("_count", "_interval", "_renewed", "_seconds", "_start")
 
     def __init__(self, seconds: float) -> None:
         self._seconds = seconds
@@ -44,10 +48,14 @@ class Tries:
         self._start = time.monotonic()
         self._interval = _FIRST_INTERVAL
         self._count = 0
+        self._renewed = False
 
     async def again(self, failure: Failure) -> None:
         """Return when the next try is due; raise the failure's error when there is none."""
         error = failure.error
+        if failure.renewed and not self._renewed:
+            self._renewed = True
+            return
         if not failure.transient:
             raise error
         self._count += 1

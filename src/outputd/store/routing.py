@@ -1,0 +1,126 @@
+"""Which of several remotes an instance name belongs to, and what it is called there; one RemoteBlobs for all. Never makes a call.
+
+The longest prefix counts, by whole words between slashes: `a/b` is a prefix of `a/b` and `a/b/c`, not of `a/bc`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import AsyncGenerator, Callable, Collection, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Final
+
+from outputd.digest import Digest
+from outputd.errors import Invalid, OutputdError
+from outputd.store.base import RemoteAbilities, RemoteBlobs
+
+_NOTHING: Final[Sequence[bytes]] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Route:
+    """The instance names of one remote."""
+
+    prefix: str
+    """What they begin with; empty: whatever no other route has."""
+    remote: RemoteBlobs
+    instance_name: str | None
+    """What stands at the remote in place of the prefix. None: names are the remote's own, and what carries none means the one
+    that `remote` was made for."""
+
+    def serves(self, name: str) -> bool:
+        return not self.prefix or name == self.prefix or name.startswith(f"{self.prefix}/")
+
+    def called(self, name: str) -> str:
+        """What the remote calls an instance that this route serves; empty: the one that `remote` was made for."""
+        if self.instance_name is None:
+            return name
+        rest = name.removeprefix(self.prefix).removeprefix("/")
+        return "/".join(part for part in (self.instance_name, rest) if part)
+
+    def of_instance(self, name: str) -> RemoteBlobs:
+        """The remote, asked for such an instance."""
+        called = self.called(name)
+        return self.remote.of_instance(called) if called else self.remote
+
+
+class Routes:
+    """Remotes by instance name. As a RemoteBlobs it is the one of calls that carry no name."""
+
+    def __init__(self, routes: Sequence[Route]) -> None:
+        """No two with the same prefix."""
+        self._routes = sorted(routes, key=lambda route: len(route.prefix), reverse=True)
+        self._unnamed = self.of_instance("")
+
+    def route(self, name: str) -> Route | None:
+        """The one that serves an instance."""
+        return next((route for route in self._routes if route.serves(name)), None)
+
+    def of_instance(self, name: str) -> RemoteBlobs:
+        route = self.route(name)
+        return Unserved(self.refusal(name)) if route is None else route.of_instance(name)
+
+    def refusal(self, name: str) -> Invalid:
+        """Of an instance name that no route serves."""
+        called = f"instance name {name!r}" if name else "a call without instance name"
+        known = ", ".join(repr(route.prefix) for route in reversed(self._routes))
+        return Invalid(
+            f"{called}: no remote is configured for it; the settings have remotes for names that begin with {known}"
+        )
+
+    async def abilities(self) -> RemoteAbilities:
+        return await self._unnamed.abilities()
+
+    async def find_missing(self, digests: Collection[Digest]) -> set[Digest]:
+        return await self._unnamed.find_missing(digests)
+
+    async def read_batch(self, digests: Collection[Digest]) -> Mapping[Digest, bytes | OutputdError]:
+        return await self._unnamed.read_batch(digests)
+
+    def read_stream(self, digest: Digest, offset: int = 0, limit: int = 0) -> AsyncGenerator[bytes]:
+        return self._unnamed.read_stream(digest, offset, limit)
+
+    async def write(self, digest: Digest, data: Callable[[], AsyncGenerator[bytes]]) -> None:
+        await self._unnamed.write(digest, data)
+
+    async def write_batch(self, blobs: Mapping[Digest, bytes]) -> Mapping[Digest, OutputdError]:
+        return await self._unnamed.write_batch(blobs)
+
+    async def close(self) -> None:
+        for route in self._routes:
+            await route.remote.close()
+
+
+class Unserved:
+    """The RemoteBlobs of an instance name that no route serves: each call raises Invalid, which names the prefixes there are."""
+
+    def __init__(self, refusal: Invalid) -> None:
+        self._text = str(refusal)
+
+    def _refusal(self) -> Invalid:
+        return Invalid(self._text)  # one for each who is refused: an exception that is raised remembers where
+
+    def of_instance(self, name: str) -> RemoteBlobs:
+        return self
+
+    async def abilities(self) -> RemoteAbilities:
+        raise self._refusal()
+
+    async def find_missing(self, digests: Collection[Digest]) -> set[Digest]:
+        raise self._refusal()
+
+    async def read_batch(self, digests: Collection[Digest]) -> Mapping[Digest, bytes | OutputdError]:
+        return dict.fromkeys(digests, self._refusal())
+
+    async def read_stream(self, digest: Digest, offset: int = 0, limit: int = 0) -> AsyncGenerator[bytes]:
+        for piece in _NOTHING:
+            yield piece
+        raise self._refusal()
+
+    async def write(self, digest: Digest, data: Callable[[], AsyncGenerator[bytes]]) -> None:
+        raise self._refusal()
+
+    async def write_batch(self, blobs: Mapping[Digest, bytes]) -> Mapping[Digest, OutputdError]:
+        return dict.fromkeys(blobs, self._refusal())
+
+    async def close(self) -> None:
+        pass
