@@ -17,6 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from outputd.digest import Digest, DigestFunction
+from tests.certificates import Certificates
 
 START_SECONDS = 60.0
 """A busy machine takes long to start a Python server."""
@@ -26,13 +27,21 @@ _BUILDGRID = """\
 server:
   - !channel
     address: 127.0.0.1:{port}
-    insecure-mode: true
-storages:
+    insecure-mode: {insecure}
+{credentials}storages:
 {storages}
 caches:
 {caches}
 instances:
 {instances}
+"""
+_CREDENTIALS = """\
+    credentials:
+      tls-server-key: {tls.server[1]}
+      tls-server-cert: {tls.server[0]}
+"""
+_CLIENTS = """\
+      tls-client-certs: {tls.ca}
 """
 _STORAGE = """\
   - !disk-storage &cas{number}
@@ -104,8 +113,11 @@ def tool(pattern: str) -> str:
 
 
 @contextmanager
-def buildgrid(directory: Path, *instances: str) -> Iterator[Server]:
-    """A BuildGrid server on a TCP port, its blobs in `directory`, for each of the instance names apart; "" if none is given."""
+def buildgrid(
+    directory: Path, *instances: str, tls: Certificates | None = None, mutual: bool = False
+) -> Iterator[Server]:
+    """A BuildGrid server on a TCP port, its blobs in `directory`, for each of the instance names apart; "" if none is given. With
+    `tls` it has that certificate, and `mutual` wants one of the same authority from clients; then its own client cannot be used."""
     port = _free_port()
     directory.mkdir(parents=True, exist_ok=True)
     config = directory / "buildgrid.yml"
@@ -113,15 +125,23 @@ def buildgrid(directory: Path, *instances: str) -> Iterator[Server]:
     storages = (_STORAGE.format(number=number, path=directory / "cas" / str(number)) for number, _ in names)
     caches = (_CACHE.format(number=number) for number, _ in names)
     parts = (_INSTANCE.format(number=number, name=name) for number, name in names)
+    credentials = ""
+    if tls is not None:
+        credentials = (_CREDENTIALS + (_CLIENTS if mutual else "")).format(tls=tls)
     config.write_text(
         _BUILDGRID.format(
-            port=port, storages="\n".join(storages), caches="\n".join(caches), instances="\n".join(parts)
+            port=port,
+            insecure="false" if tls else "true",
+            credentials=credentials,
+            storages="\n".join(storages),
+            caches="\n".join(caches),
+            instances="\n".join(parts),
         )
     )
     with _running(
         "BuildGrid", [tool("bin/bgd"), "server", "start", str(config)], directory, ("127.0.0.1", port)
     ) as pid:
-        yield Server("BuildGrid", f"grpc://127.0.0.1:{port}", pid)
+        yield Server("BuildGrid", f"{'grpcs' if tls else 'grpc'}://127.0.0.1:{port}", pid)
 
 
 @contextmanager

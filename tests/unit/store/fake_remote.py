@@ -81,6 +81,8 @@ class FakeRemote:
         """Unary requests, and those that open a stream."""
         self.metadata: dict[str, str | bytes] = {}
         """Of the last call."""
+        self.accepts: set[str] | None = None
+        """What `authorization` must be, if it must be anything. Who has another one is told it, as a careless server would."""
         self.capabilities = reapi.ServerCapabilities()
         self.capabilities.low_api_version.major = 2
         self.capabilities.high_api_version.major = 2
@@ -165,6 +167,9 @@ class FakeRemote:
             self.calls.append(method)
             self._called.notify_all()
         self.metadata = dict(context.invocation_metadata())
+        if self.accepts is not None and self.metadata.get("authorization") not in self.accepts:
+            shown = self.metadata.get("authorization")
+            await context.abort(grpc.StatusCode.UNAUTHENTICATED, f"the token {shown!r} is not good")
         fault = Fault() if self.plan is None else self.plan(method)
         if self.faults[method]:
             fault = self.faults[method].popleft()
