@@ -35,6 +35,8 @@ class _Facts:
     mount: str
     remote: str | None
     instance_name: str
+    prefixes: tuple[str, ...]
+    """Of the other remotes: only outputd knows them."""
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -52,17 +54,21 @@ def _facts(settings: Config, console: Console) -> _Facts:
     from outputd.cli.running_daemon import status_of_daemon
 
     addresses, remote = settings.listen.addresses, settings.remote
+    named = tuple(name if one.prefix is None else one.prefix for name, one in settings.remotes.items())
     try:
         status = status_of_daemon(settings, console.environ)
     except OutputdError:
         source = f"the settings: no daemon answers at {addresses[0]}; start it with `outputd serve`"
-        return _Facts(source, _endpoint(addresses), settings.mount.path, remote.url, remote.instance_name)
+        return _Facts(
+            source, _endpoint(addresses), settings.mount.path, remote.url, remote.instance_name, named
+        )
     return _Facts(
         f"the running daemon, pid {status.pid}",
         _endpoint([parse_address(text) for text in status.listen_addresses]),
         status.mount.path,
         status.remote.url if status.HasField("remote") else None,
         remote.instance_name,
+        tuple(one.prefix for one in status.remotes),
     )
 
 
@@ -79,6 +85,12 @@ def _lines(facts: _Facts) -> Iterator[str]:
     yield "# Where the output trees appear. Needed: without it no Bazel accepts the service's answer."
     yield _flag("experimental_remote_output_service_output_path_prefix", f"{facts.mount}/outputs")
     yield ""
+    if facts.prefixes:
+        yield "# Several remotes are behind outputd, by the instance name; Bazel has to go through it. Name the one you mean:"
+        yield _flag("remote_cache", facts.endpoint)
+        for name in facts.prefixes:
+            yield f"# {_flag('remote_instance_name', name)}"
+        return
     if facts.remote is None:
         yield "# outputd itself is the cache; Bazel's output service works only together with a remote cache."
         yield _flag("remote_cache", facts.endpoint)

@@ -64,3 +64,11 @@ def test_odd_paths_are_quoted(outputd: Commands) -> None:
     spoken = outputd("bazelrc", "--mount", '/my "out" \\ #1')
     expected = 'build --experimental_remote_output_service_output_path_prefix="/my \\"out\\" \\\\ #1/outputs"'
     assert flags(spoken.out)[1] == expected
+
+
+def test_several_remotes_are_reached_through_outputd(outputd: Commands, daemon: GetStatusResponse) -> None:
+    daemon.remote.url = "grpc://h:1"
+    daemon.remotes.add(name="lab", prefix="lab/x", url="grpcs://lab")
+    spoken = outputd("bazelrc")
+    assert flags(spoken.out)[2:] == ["build --remote_cache=unix:/s"]
+    assert "\n# build --remote_instance_name=lab/x\n" in spoken.out
