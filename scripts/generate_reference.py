@@ -13,7 +13,8 @@ from typing import Final
 
 from outputd.cli.console import ExitCode
 from outputd.cli.main import VERBS, make_parser
-from outputd.config.settings import REMOTES, Entry, NamedRemote, remote_table, sections, table
+from outputd.config.remote_settings import NamedRemote
+from outputd.config.settings import REMOTES, Entry, remote_table, sections, table
 from outputd.config.show import toml_value
 from outputd.rpc.edge import CODES
 from scripts.proto_outline import Block, Outline, outline

@@ -34,7 +34,7 @@ from outputd.builds.refresh import Refresh
 from outputd.builds.state import State
 from outputd.builds.verification import Verification
 from outputd.config import Config, UnixAddress
-from outputd.config.remote_options import ConfiguredRemote, configured_remotes
+from outputd.config.remote_options import ConfiguredRemote, checking_results, configured_remotes
 from outputd.disk.disk import RealDisk
 from outputd.drive.content import Content
 from outputd.drive.driver import Driver
@@ -377,7 +377,7 @@ async def _listening(
             bazel_output_service_pb2.DESCRIPTOR.services_by_name["BazelOutputService"],
             BazelOutputService(builds),
         ),
-        *rev2_services(store, state, byte_stream, passing, check_results=config.remote.check_results),
+        *rev2_services(store, state, byte_stream, passing, check_results=checking_results(config)),
     ]
     admin_descriptor = admin_pb2.DESCRIPTOR.services_by_name["Admin"]
     offered = [*(descriptor for descriptor, _ in services), admin_descriptor]

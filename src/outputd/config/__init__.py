@@ -5,7 +5,8 @@ from __future__ import annotations
 from outputd.config.address import Address, TcpAddress, UnixAddress
 from outputd.config.load import InvalidSettings, Loaded, Origin, Problem, load, load_file, usual_file
 from outputd.config.places import Places
-from outputd.config.settings import Cache, Config, Listen, Log, Mount, NamedRemote, Outputs, Remote, State
+from outputd.config.remote_settings import NamedRemote, Remote
+from outputd.config.settings import Cache, Config, Listen, Log, Mount, Outputs, State
 
 __all__ = [
     "Address",

@@ -6,7 +6,8 @@ from collections.abc import Iterator
 from typing import Final
 
 from outputd.config.address import UnixAddress
-from outputd.config.settings import REMOTES, Config, Remote
+from outputd.config.remote_settings import Remote
+from outputd.config.settings import REMOTES, Config
 
 _WAITS_FOR_ITSELF: Final = "{} lies inside the mount, which is read only with what it says; keep it elsewhere"
 

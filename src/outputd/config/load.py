@@ -14,7 +14,8 @@ from typing import Any, Final
 
 from outputd.config.cross_checks import disagreements
 from outputd.config.places import Places
-from outputd.config.settings import REMOTES, Config, Entry, NamedRemote, remote_table, sections, table
+from outputd.config.remote_settings import NamedRemote
+from outputd.config.settings import REMOTES, Config, Entry, remote_table, sections, table
 from outputd.config.toml_lines import Path, key_lines, line_of
 from outputd.errors import Invalid
 

@@ -5,12 +5,13 @@ A module of its own, for it needs the remote store, and with it gRPC, which most
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
-from outputd.config.settings import REMOTES, Config, NamedRemote, Remote
+from outputd.config.remote_settings import NamedRemote, Remote
+from outputd.config.settings import REMOTES, Config
 from outputd.store.remote import RemoteOptions, RemoteStore
-from outputd.store.routing import Route
+from outputd.store.routing import Route, longest
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,6 +45,17 @@ def configured_remotes(config: Config) -> Iterator[ConfiguredRemote]:
         assert settings.url is not None, "checked when they were read"
         prefix = name if settings.prefix is None else settings.prefix
         yield ConfiguredRemote(name, settings, settings.url, prefix)
+
+
+def checking_results(config: Config) -> Callable[[str], bool]:
+    """Whether `check_results` is set for the remote that has an instance name."""
+    checked = {one.prefix: one.settings.check_results for one in configured_remotes(config)}
+
+    def of_instance(name: str) -> bool:
+        prefix = longest(checked, name)
+        return prefix is not None and checked[prefix]
+
+    return of_instance
 
 
 def remote_options(settings: Remote) -> RemoteOptions:

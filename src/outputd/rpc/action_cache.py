@@ -70,9 +70,9 @@ class ActionCache:
         passing: Passing,
         inlined: Inlined,
         *,
-        check_results: bool = False,
+        check_results: Callable[[str], bool],
     ) -> None:
-        """`check_results`: whether the remote is asked for the blobs of what its own action cache answers."""
+        """`check_results`: whether the remote of an instance is asked for the blobs of what its own action cache answers."""
         self._check_results = check_results
         self._results = results
         self._store = store
@@ -117,7 +117,7 @@ class ActionCache:
             except NotFound:
                 raise error from None
         kept = await self._stripped(result, action.function)
-        if self._check_results:
+        if self._check_results(instance):
             await self._complete(kept, instance, action)
         self._recent.gave(instance, action, kept)
         return result

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 from google.protobuf.descriptor import ServiceDescriptor
 
 from outputd._proto import (
@@ -29,7 +31,7 @@ def rev2_services(
     byte_stream: ByteStream,
     passing: Passing,
     *,
-    check_results: bool,
+    check_results: Callable[[str], bool],
 ) -> list[tuple[ServiceDescriptor, object]]:
     """Each with its descriptor. Those that need a remote are there without one, too, and say so."""
     remote = RemoteCapabilities(passing)

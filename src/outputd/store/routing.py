@@ -5,7 +5,7 @@ The longest prefix counts, by whole words between slashes: `a/b` is a prefix of 
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator, Callable, Collection, Mapping, Sequence
+from collections.abc import AsyncGenerator, Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Final
 
@@ -14,6 +14,12 @@ from outputd.errors import Invalid, OutputdError
 from outputd.store.base import RemoteAbilities, RemoteBlobs
 
 _NOTHING: Final[Sequence[bytes]] = ()
+
+
+def longest(prefixes: Iterable[str], name: str) -> str | None:
+    """The one that counts for an instance name; None when none of them fits."""
+    fitting = (prefix for prefix in prefixes if not prefix or f"{name}/".startswith(f"{prefix}/"))
+    return max(fitting, key=len, default=None)
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,9 +32,6 @@ class Route:
     instance_name: str | None
     """What stands at the remote in place of the prefix. None: names are the remote's own, and what carries none means the one
     that `remote` was made for."""
-
-    def serves(self, name: str) -> bool:
-        return not self.prefix or name == self.prefix or name.startswith(f"{self.prefix}/")
 
     def called(self, name: str) -> str:
         """What the remote calls an instance that this route serves; empty: the one that `remote` was made for."""
@@ -48,12 +51,13 @@ class Routes:
 
     def __init__(self, routes: Sequence[Route]) -> None:
         """No two with the same prefix."""
-        self._routes = sorted(routes, key=lambda route: len(route.prefix), reverse=True)
+        self._routes = {route.prefix: route for route in routes}
         self._unnamed = self.of_instance("")
 
     def route(self, name: str) -> Route | None:
         """The one that serves an instance."""
-        return next((route for route in self._routes if route.serves(name)), None)
+        prefix = longest(self._routes, name)
+        return None if prefix is None else self._routes[prefix]
 
     def of_instance(self, name: str) -> RemoteBlobs:
         route = self.route(name)
@@ -62,7 +66,7 @@ class Routes:
     def refusal(self, name: str) -> Invalid:
         """Of an instance name that no route serves."""
         called = f"instance name {name!r}" if name else "a call without instance name"
-        known = ", ".join(repr(route.prefix) for route in reversed(self._routes))
+        known = ", ".join(map(repr, sorted(self._routes)))
         return Invalid(
             f"{called}: no remote is configured for it; the settings have remotes for names that begin with {known}"
         )
@@ -86,7 +90,7 @@ class Routes:
         return await self._unnamed.write_batch(blobs)
 
     async def close(self) -> None:
-        for route in self._routes:
+        for route in self._routes.values():
             await route.remote.close()
 
 

@@ -50,7 +50,11 @@ def with_cache(
     async def main() -> None:
         async with passing_to(played, "settings") as passing:
             cache = ActionCache(
-                results or FakeResults(), store, passing, Inlined(store.local), check_results=check_results
+                results or FakeResults(),
+                store,
+                passing,
+                Inlined(store.local),
+                check_results=lambda _: check_results,
             )
             async with served(service_handler(SERVICE, cache)) as channel:
                 await use(Stub(channel, SERVICE))

@@ -1,0 +1,159 @@
+"""The settings of remotes: one for all instance names, or several by prefix. Part of the table in settings.py."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Annotated
+
+from outputd.config.key import Key
+from outputd.config.kinds import (
+    Boolean,
+    Count,
+    CredentialHelpers,
+    FilePath,
+    Headers,
+    InstanceName,
+    Optional,
+    RemoteUrl,
+    Seconds,
+    Size,
+    Text,
+)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Remote:
+    """A REv2 server behind the local store."""
+
+    url: Annotated[
+        str | None,
+        Key(
+            Optional(RemoteUrl()),
+            None,
+            "The server that holds what the local store lacks: `grpc://`, `grpcs://` (TLS) or `unix:`; not set: none.",
+            "--remote",
+            "URL",
+        ),
+    ]
+    instance_name: Annotated[
+        str,
+        Key(
+            Text(),
+            "",
+            "The server's instance name for calls that carry none; the same as Bazel's --remote_instance_name.",
+        ),
+    ]
+    timeout: Annotated[
+        float,
+        Key(
+            Seconds(least=0.1),
+            30,
+            "How long to wait for the answer to one request, or for the next piece of a stream.",
+        ),
+    ]
+    retry_seconds: Annotated[
+        float,
+        Key(
+            Seconds(),
+            30,
+            "How long a request that fails for a passing reason is tried again after its last progress; a server that answers "
+            "nothing for so long is given up, and calls fail at once until it answers a probe.",
+        ),
+    ]
+    max_concurrent: Annotated[int, Key(Count(1, 10_000), 64, "How many requests may be under way at once.")]
+    ca_file: Annotated[
+        str | None,
+        Key(
+            Optional(FilePath()),
+            None,
+            "PEM file of the authorities that may vouch for a grpcs:// server; not set: the usual ones.",
+        ),
+    ]
+    client_cert: Annotated[
+        str | None,
+        Key(
+            Optional(FilePath()), None, "PEM file of our certificate, for a server that asks for one (mTLS)."
+        ),
+    ]
+    client_key: Annotated[
+        str | None, Key(Optional(FilePath()), None, "PEM file of the private key of `client_cert`.")
+    ]
+    headers: Annotated[
+        tuple[tuple[str, str], ...],
+        Key(
+            Headers(),
+            {},
+            'Metadata for every request, for instance `authorization = "@~/.cache-token"`: `@PATH` is read from that file, and '
+            "read again when it changes.",
+        ),
+    ] = field(repr=False)
+    credential_helper: Annotated[
+        tuple[tuple[str, str], ...],
+        Key(
+            CredentialHelpers(),
+            [],
+            "Programs that tell the headers for a server, as Bazel's --credential_helper: `PATH`, or `PATTERN=PATH` for hosts that "
+            "match (`cache.example.com`, `*.example.com`); the closest match counts. `%workspace%` is not known here.",
+        ),
+    ]
+    credential_helper_timeout: Annotated[
+        float,
+        Key(Seconds(least=0.1), 10, "How long a credential helper may take; as Bazel's flag of that name."),
+    ]
+    credential_helper_cache_duration: Annotated[
+        float,
+        Key(
+            Seconds(least=1),
+            1800,
+            "How long headers of a credential helper are used that does not say when they end; as Bazel's flag of that name.",
+        ),
+    ]
+    remember_authorization: Annotated[
+        float,
+        Key(
+            Seconds(),
+            28_800,
+            "How long the `authorization` that a client's own call carried is used for reads of ours, in memory only, where "
+            "neither `headers` nor `credential_helper` gives one; 0: not at all.",
+        ),
+    ]
+    check_results: Annotated[
+        bool,
+        Key(
+            Boolean(),
+            False,
+            "Ask for every blob of an action's result before it is answered, for a server whose action cache does not do that "
+            "itself; one more round trip for each action.",
+        ),
+    ]
+    max_batch_bytes: Annotated[
+        int,
+        Key(
+            Size(1 << 10, 1 << 30),
+            "3 MiB",
+            "Largest sum of blob sizes in one batch request; the server's own limit counts too, larger blobs are streamed.",
+        ),
+    ]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class NamedRemote(Remote):
+    """One of several REv2 servers: it has the instance names that begin with `prefix`, `[remote]` has all others. Only the settings
+    file names such servers; NAME is any word."""
+
+    prefix: Annotated[
+        str | None,
+        Key(
+            Optional(InstanceName()),
+            None,
+            "What the clients' instance names begin with, whole words between slashes; the longest counts. Not set: NAME.",
+        ),
+    ]
+    instance_name: Annotated[
+        str,
+        Key(
+            InstanceName(),
+            "",
+            "What stands in place of the prefix in the instance names that this server is asked for.",
+        ),
+    ]
