@@ -136,6 +136,7 @@ async def _run(
             local.relief.offer(partials.relieve)
         feed = Feed()
         accounting = Accounting()
+        guard = CrawlGuard(crawl_options(config.crawl))
         accounting.arrivals.append(feed.arrived)
         counted = None if remote is None else Counted(remote, accounting.arrived)
         store = await rooms.enter_async_context(CachedStore(local, counted, partials))
@@ -162,6 +163,7 @@ async def _run(
             closed=closed,
             gone=lambda file: builds.gone(file),
             make_room=local.make_room,
+            ahead=partial(guard.ahead, accounting),
         )
         loader = Loader(
             state,
@@ -171,7 +173,6 @@ async def _run(
             timeout=config.outputs.read_timeout,
         )
         reaper = Reaper(tree, content)
-        guard = CrawlGuard(crawl_options(config.crawl))
         front = FuseFront(
             tree,
             Driver(loader, content),

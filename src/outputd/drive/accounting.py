@@ -144,9 +144,13 @@ class Accounting:
         if len(self._askers) > _ASKERS:
             self._askers.popitem(last=False)
 
+    def asker(self, digest: Digest) -> tuple[Process, Place]:
+        """Who asked for a blob last."""
+        return self._askers.get(digest, (DAEMON, _NOWHERE))
+
     def arrived(self, digest: Digest, size: int) -> None:
         """Bytes of a blob came."""
-        process, place = self._askers.get(digest, (DAEMON, _NOWHERE))
+        process, place = self.asker(digest)
         self.total.add(size)
         self.processes.add(process, size)
         self.blobs.add(digest, size)

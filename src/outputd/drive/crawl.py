@@ -13,10 +13,11 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 from fnmatch import fnmatchcase
+from itertools import islice
 from typing import Final, NamedTuple
 
 from outputd.digest import Digest
-from outputd.drive.accounting import Process
+from outputd.drive.accounting import Accounting, Process
 from outputd.errors import Refused
 
 _log = logging.getLogger(__name__)
@@ -122,6 +123,19 @@ class CrawlGuard:
             raise Refused(
                 f"{caller.process.name} (process {caller.process.pid}) may have nothing fetched for now: {job.reason}"
             )
+
+    def ahead(self, accounting: Accounting, read: Digest, wanted: set[Digest]) -> set[Digest]:
+        """Which of the blobs that may be read after `read` are to be brought; they count for whoever reads that."""
+        process, place = accounting.asker(read)
+        job = next((job for job in reversed(self._jobs.values()) if job.process == process), None)
+        if job is not None:
+            if self._options.mode is Mode.LIMIT:
+                wanted = set() if job.over else set(islice(wanted, self._options.files - job.files))
+            job.files += len(wanted)
+            job.bytes += sum(digest.size for digest in wanted)
+        for digest in wanted:
+            accounting.asked(process, place, digest)
+        return wanted
 
     def _job(self, caller: Caller) -> Job:
         now = self._now()

@@ -7,7 +7,7 @@ from collections.abc import Callable
 import pytest
 
 from outputd.digest import Digest, DigestFunction
-from outputd.drive.accounting import Process
+from outputd.drive.accounting import Accounting, Place, Process
 from outputd.drive.crawl import Caller, CrawlGuard, CrawlOptions, Mode
 from outputd.errors import Refused
 
@@ -96,6 +96,20 @@ def test_the_count_begins_anew_after_a_window() -> None:
 )
 def test_allowed(who: Caller) -> None:
     assert read(guard(Mode.LIMIT, Clock(), allow=("nin*", "/build")), who, 10) == 10
+
+
+def test_what_is_read_ahead_counts() -> None:
+    accounting = Accounting()
+    who = caller()
+    for mode, brought in ((Mode.LIMIT, 2), (Mode.WARN, 10)):
+        found = guard(mode, Clock())
+        found.admit(who, digest(0), 1)
+        accounting.asked(who.process, Place("base", b"dir/0"), digest(0))
+        ahead = found.ahead(accounting, digest(0), {digest(number) for number in range(1, 11)})
+        assert len(ahead) == brought
+        accounting.arrived(ahead.pop(), 7)
+        assert accounting.processes.top(1)[0][0] == who.process
+        assert read(found, who, 2) == (1 if mode is Mode.LIMIT else 2)
 
 
 def test_denied() -> None:
