@@ -8,8 +8,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import ctypes
-import gc
 import logging
 import os
 import threading
@@ -29,15 +27,22 @@ from outputd.builds.collection import Collection
 from outputd.builds.healing import Healing
 from outputd.builds.journals import Journals
 from outputd.builds.leases import Leases
+from outputd.builds.pins import Pins
+from outputd.builds.prefetch import Prefetch
 from outputd.builds.presence import LeaseOptions, Presence
 from outputd.builds.refresh import Refresh
 from outputd.builds.state import State
 from outputd.builds.verification import Verification
 from outputd.config import Config, UnixAddress
+from outputd.config.crawl_options import crawl_options
 from outputd.config.remote_options import ConfiguredRemote, checking_results, configured_remotes
+from outputd.digest import Digest
 from outputd.disk.disk import RealDisk
+from outputd.drive.accounting import Accounting
 from outputd.drive.content import Content
+from outputd.drive.crawl import CrawlGuard
 from outputd.drive.driver import Driver
+from outputd.drive.feed import Feed
 from outputd.drive.ingest import Ingest
 from outputd.drive.loader import Loader
 from outputd.drive.reaper import Reaper
@@ -45,6 +50,7 @@ from outputd.errors import OutputdError, Precondition
 from outputd.front.fuse.answers import Timeouts
 from outputd.front.fuse.callers import name_of
 from outputd.front.fuse.front import FuseFront
+from outputd.memory import return_large_buffers, spare_the_collector
 from outputd.restart import DEVICE, Arrival, Departure, Restarting, arrived, depart, left_behind, until_asked
 from outputd.rpc.action_cache import ReferencedResults
 from outputd.rpc.admin import Admin, MountFacts, RemoteFacts, RestartFacts, StoreFacts
@@ -57,9 +63,11 @@ from outputd.rpc.passing import Passing
 from outputd.rpc.reflection import reflection_services
 from outputd.rpc.rev2 import rev2_services
 from outputd.rpc.services import SERVER_OPTIONS, service_handler
+from outputd.rpc.trees import Trees
 from outputd.signals import Signals
 from outputd.sockets import bind, clear_stale_socket, remove
 from outputd.store.cached import CachedStore
+from outputd.store.counted import Counted
 from outputd.store.disk_store import DiskStore
 from outputd.store.elsewhere import Elsewhere
 from outputd.store.limits import Limits
@@ -68,6 +76,7 @@ from outputd.store.remote.client import RemoteStore
 from outputd.store.remote.relays import Relays
 from outputd.store.routing import Routes
 from outputd.supervisor import Supervisor
+from outputd.tree.node import File
 from outputd.tree.tree import Tree
 from outputd.wire.fuse_abi import Opcode
 
@@ -75,27 +84,10 @@ _log = logging.getLogger(__name__)
 
 _GRACE: Final = 5.0
 """Seconds that calls under way get to end at an ordered stop."""
-# <malloc.h>
-_M_TRIM_THRESHOLD: Final = -1
-_M_MMAP_THRESHOLD: Final = -3
-_M_ARENA_MAX: Final = -8
 _DOUBT_SECONDS: Final = 20.0
 """Seconds for which a start waits, after a power cut, for the blobs that it may have damaged to be hashed."""
-_FREEZE_EVERY: Final = 2.0
-"""Seconds between two times that what has grown old is taken out of the garbage collector's sight."""
-
-
-def _return_large_buffers() -> None:
-    """Have glibc give a large buffer back to the system when it is freed: it would keep what a 20 MB request has needed.
-
-    mallopt(3): fixed thresholds instead of growing ones, and few arenas. After staging 1M artifacts 394 MB are in use, not 414.
-    """
-    try:
-        mallopt = ctypes.CDLL(None).mallopt
-    except (OSError, AttributeError):
-        return  # not glibc
-    for option, value in ((_M_MMAP_THRESHOLD, 256 << 10), (_M_TRIM_THRESHOLD, 256 << 10), (_M_ARENA_MAX, 2)):
-        mallopt(option, value)
+_PINS_SECONDS: Final = 5.0
+"""Seconds for which a start waits until it is known what is pinned; no more, for it may take the remote."""
 
 
 async def serve(config: Config, supervisor: Supervisor, arrival: Arrival | None) -> Departure | None:
@@ -103,7 +95,7 @@ async def serve(config: Config, supervisor: Supervisor, arrival: Arrival | None)
 
     Raises OutputdError when it cannot start or lost its mount.
     """
-    _return_large_buffers()
+    return_large_buffers()
     signals = Signals(asyncio.get_running_loop())
     if arrival is not None and arrival.stopping:
         signals.stop.set()
@@ -142,7 +134,12 @@ async def _run(
         if config.outputs.verify == "when-complete":
             partials = Partials(f"{config.cache.dir}/partial", disk)
             local.relief.offer(partials.relieve)
-        store = await rooms.enter_async_context(CachedStore(local, remote, partials))
+        feed = Feed()
+        accounting = Accounting()
+        guard = CrawlGuard(crawl_options(config.crawl))
+        accounting.arrivals.append(feed.arrived)
+        counted = None if remote is None else Counted(remote, accounting.arrived)
+        store = await rooms.enter_async_context(CachedStore(local, counted, partials))
 
         leases = Leases(config.cache.dir, _remote_identity(config), disk)
         rooms.push_async_callback(leases.close)
@@ -151,6 +148,11 @@ async def _run(
 
         tree = Tree(uid=os.getuid(), gid=os.getgid(), now=time.time_ns())
         ingest = Ingest(tree, local, local.private)
+
+        def closed(file: File) -> None:
+            feed.written(file)
+            ingest.closed(file)
+
         content = Content(
             tree,
             reading,
@@ -158,9 +160,10 @@ async def _run(
             local.private,
             tasks,
             read_timeout=config.outputs.read_timeout,
-            closed=ingest.closed,
+            closed=closed,
             gone=lambda file: builds.gone(file),
             make_room=local.make_room,
+            ahead=partial(guard.ahead, accounting),
         )
         loader = Loader(
             state,
@@ -187,6 +190,8 @@ async def _run(
                 )
             ),
             store_dir=config.cache.dir,
+            accounting=accounting,
+            guard=guard,
             xattrs=config.mount.xattrs,
             passthrough=config.mount.passthrough,
             kept=kept,
@@ -206,8 +211,16 @@ async def _run(
         presence = Presence(loader, store, leases, healing, lease_options)
         journals = Journals(f"{config.state.dir}/journals", disk)
         builds = Builds(
-            tree, loader, content, ingest, reaper, store, state, journals, front, presence, options
+            tree, loader, content, ingest, reaper, store, state, journals, front, presence, options, feed=feed
         )
+
+        def held() -> set[Digest]:
+            return content.open_digests() | (set() if healing is None else healing.blobs()) | pins.held
+
+        prefetch = Prefetch(loader, reading, local, lambda: _awaited(front), held)
+        pins = Pins(state, builds.root, loader, prefetch, local.is_here)
+        feed.ended.append(pins.outdated)
+        trees = Trees(builds, prefetch, pins, accounting, guard, feed)
 
         here = await rooms.enter_async_context(CachedStore(local, None))
         limits = Limits(
@@ -219,13 +232,13 @@ async def _run(
             state,
             limits,
             ReferencedResults(state, here) if remote is None else None,
-            lambda: content.open_digests() | (set() if healing is None else healing.blobs()),
+            held,
         )
 
         work = [
             ("ingest", ingest.run()),
             ("reaper", reaper.run()),
-            ("collector", _spare_the_collector()),
+            ("collector", spare_the_collector()),
             ("watchdog", supervisor.ping()),
         ]
         work += [(configured.section, client.watch()) for configured, client in remotes]
@@ -248,6 +261,8 @@ async def _run(
                 if remote is not None and lease_options.duration:
                     refresh = Refresh(builds.live, presence, leases, lease_options.duration)
                     background.append(tasks.create_task(refresh.run(), name="refresh"))
+                await pins.settle(_PINS_SECONDS)
+                background.append(tasks.create_task(pins.run(), name="pins"))
                 # Not before: what was not restored yet would look like garbage.
                 background.append(tasks.create_task(collection.run(), name="collection"))
                 calls = Calls()
@@ -278,7 +293,7 @@ async def _run(
                 while departure is None:
                     async with (
                         _running(builds.checkpoints.run(), tasks),
-                        _listening(config, store, state, builds, admin, calls, passing, tasks),
+                        _listening(config, store, state, builds, admin, trees, calls, passing, tasks),
                     ):
                         _log.info(
                             "outputd %s: outputs at %s/outputs, listening on %s",
@@ -365,6 +380,7 @@ async def _listening(
     state: State,
     builds: Builds,
     admin: Admin,
+    trees: Trees,
     calls: Calls,
     passing: Passing,
     tasks: asyncio.TaskGroup,
@@ -380,11 +396,13 @@ async def _listening(
         *rev2_services(store, state, byte_stream, passing, check_results=checking_results(config)),
     ]
     admin_descriptor = admin_pb2.DESCRIPTOR.services_by_name["Admin"]
-    offered = [*(descriptor for descriptor, _ in services), admin_descriptor]
+    trees_descriptor = admin_pb2.DESCRIPTOR.services_by_name["Trees"]
+    offered = [*(descriptor for descriptor, _ in services), admin_descriptor, trees_descriptor]
     health = Health([descriptor.full_name for descriptor in offered])
     # Who asks what is under way, or watches our health for hours, is not stuck.
     onlookers: list[tuple[ServiceDescriptor, object]] = [
         (admin_descriptor, admin),
+        (trees_descriptor, trees),
         (health_descriptor, health),
         *reflection_services([*offered, health_descriptor]),
     ]
@@ -417,17 +435,6 @@ async def _listening(
         await server.stop(_GRACE)
         byte_stream.close()
         remove(sockets)
-
-
-async def _spare_the_collector() -> None:
-    """Keep collections short: a full one over a million nodes stops everything for a quarter of a second.
-
-    Young objects are collected as ever; what has grown old is mostly tree, which reference counting frees (drive/reaper.py).
-    """
-    gc.set_threshold(10_000, 2, 1_000_000)
-    while True:
-        gc.freeze()
-        await asyncio.sleep(_FREEZE_EVERY)
 
 
 def _mount_facts(front: FuseFront, path: str) -> MountFacts:
@@ -463,6 +470,11 @@ def _url(remotes: Routes | None, instance_name: str) -> str:
     """Where blobs of an instance are asked for."""
     route = None if remotes is None else remotes.route(instance_name)
     return route.remote.url if route is not None and isinstance(route.remote, RemoteStore) else ""
+
+
+def _awaited(front: FuseFront) -> bool:
+    """Whether a process waits for something at this moment."""
+    return front.session is not None and any(True for _ in front.session.waiting())
 
 
 def _kernel_requests(front: FuseFront, mount_path: str) -> Iterator[KernelRequest]:

@@ -55,5 +55,9 @@ class Denied(OutputdError):
     """The remote refuses our credentials or our right to do this, or we do not trust its certificate. Do not retry as it is."""
 
 
+class Refused(Precondition):
+    """Our own settings forbid it to who asks. Do not retry."""
+
+
 class Unsupported(OutputdError):
     """Something the other side, or this host, does not offer."""

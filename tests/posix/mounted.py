@@ -23,6 +23,8 @@ from typing import Self
 import uvloop
 
 from outputd.digest import Digest
+from outputd.drive.accounting import Accounting
+from outputd.drive.crawl import CrawlGuard, CrawlOptions, Mode
 from outputd.front.fuse.answers import Timeouts
 from outputd.front.fuse.front import FuseFront
 from outputd.tree.node import EXECUTABLE_MODE, Directory, File
@@ -142,6 +144,8 @@ async def _serve(place: str, *features: str) -> None:
             parts.reaper,
             tasks,
             timeouts=Timeouts(_HOUR, _HOUR, _HOUR),
+            accounting=Accounting(),
+            guard=CrawlGuard(CrawlOptions(Mode.OFF, 1, 1, 1.0, (), ())),
             store_dir=f"{place}/store",
             xattrs="xattrs" in features,
             passthrough="passthrough" in features,

@@ -1043,3 +1043,609 @@ class GarbageReport(_message.Message):
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___GarbageReport: _TypeAlias = GarbageReport  # noqa: Y015
+
+@_typing.final
+class PrefetchRequest(_message.Message):
+    """What to bring."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    OUTPUT_BASE_ID_FIELD_NUMBER: _builtins.int
+    PATTERNS_FIELD_NUMBER: _builtins.int
+    MAX_BYTES_FIELD_NUMBER: _builtins.int
+    output_base_id: _builtins.str
+    """Whose tree."""
+    max_bytes: _builtins.int
+    """Bring no more bytes than these. 0: no such bound."""
+    @_builtins.property
+    def patterns(self) -> _containers.RepeatedScalarFieldContainer[_builtins.bytes]:
+        """What of it."""
+
+    def __init__(
+        self,
+        *,
+        output_base_id: _builtins.str = ...,
+        patterns: _abc.Iterable[_builtins.bytes] | None = ...,
+        max_bytes: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["max_bytes", b"max_bytes", "output_base_id", b"output_base_id", "patterns", b"patterns"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___PrefetchRequest: _TypeAlias = PrefetchRequest  # noqa: Y015
+
+@_typing.final
+class PrefetchResponse(_message.Message):
+    """How far a prefetch is."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    MATCHED_FIELD_NUMBER: _builtins.int
+    MISSING_FIELD_NUMBER: _builtins.int
+    FETCHED_FIELD_NUMBER: _builtins.int
+    FAILED_FIELD_NUMBER: _builtins.int
+    FIRST_FAILURE_FIELD_NUMBER: _builtins.int
+    LEFT_OUT_FIELD_NUMBER: _builtins.int
+    DONE_FIELD_NUMBER: _builtins.int
+    failed: _builtins.int
+    """Those that could not be brought so far."""
+    first_failure: _builtins.str
+    """In words, why the first of them could not."""
+    done: _builtins.bool
+    """This is the last reply."""
+    @_builtins.property
+    def matched(self) -> Global___FileCount:
+        """Files that match."""
+
+    @_builtins.property
+    def missing(self) -> Global___FileCount:
+        """Those of their blobs that were not here when it began."""
+
+    @_builtins.property
+    def fetched(self) -> Global___FileCount:
+        """Those that were brought so far."""
+
+    @_builtins.property
+    def left_out(self) -> Global___FileCount:
+        """Those that were left out because of `max_bytes`."""
+
+    def __init__(
+        self,
+        *,
+        matched: Global___FileCount | None = ...,
+        missing: Global___FileCount | None = ...,
+        fetched: Global___FileCount | None = ...,
+        failed: _builtins.int = ...,
+        first_failure: _builtins.str = ...,
+        left_out: Global___FileCount | None = ...,
+        done: _builtins.bool = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["fetched", b"fetched", "left_out", b"left_out", "matched", b"matched", "missing", b"missing"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["done", b"done", "failed", b"failed", "fetched", b"fetched", "first_failure", b"first_failure", "left_out", b"left_out", "matched", b"matched", "missing", b"missing"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___PrefetchResponse: _TypeAlias = PrefetchResponse  # noqa: Y015
+
+@_typing.final
+class ForgetRequest(_message.Message):
+    """What to drop."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    OUTPUT_BASE_ID_FIELD_NUMBER: _builtins.int
+    PATTERNS_FIELD_NUMBER: _builtins.int
+    output_base_id: _builtins.str
+    """Whose tree."""
+    @_builtins.property
+    def patterns(self) -> _containers.RepeatedScalarFieldContainer[_builtins.bytes]:
+        """What of it."""
+
+    def __init__(
+        self,
+        *,
+        output_base_id: _builtins.str = ...,
+        patterns: _abc.Iterable[_builtins.bytes] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["output_base_id", b"output_base_id", "patterns", b"patterns"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ForgetRequest: _TypeAlias = ForgetRequest  # noqa: Y015
+
+@_typing.final
+class ForgetResponse(_message.Message):
+    """What was dropped."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    MATCHED_FIELD_NUMBER: _builtins.int
+    DROPPED_FIELD_NUMBER: _builtins.int
+    ONLY_HERE_FIELD_NUMBER: _builtins.int
+    HELD_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def matched(self) -> Global___FileCount:
+        """Files that match."""
+
+    @_builtins.property
+    def dropped(self) -> Global___FileCount:
+        """Local copies that were dropped."""
+
+    @_builtins.property
+    def only_here(self) -> Global___FileCount:
+        """Copies kept because the remote does not have them."""
+
+    @_builtins.property
+    def held(self) -> Global___FileCount:
+        """Copies kept because they are open or pinned."""
+
+    def __init__(
+        self,
+        *,
+        matched: Global___FileCount | None = ...,
+        dropped: Global___FileCount | None = ...,
+        only_here: Global___FileCount | None = ...,
+        held: Global___FileCount | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["dropped", b"dropped", "held", b"held", "matched", b"matched", "only_here", b"only_here"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["dropped", b"dropped", "held", b"held", "matched", b"matched", "only_here", b"only_here"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ForgetResponse: _TypeAlias = ForgetResponse  # noqa: Y015
+
+@_typing.final
+class PinRequest(_message.Message):
+    """What to keep here."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    OUTPUT_BASE_ID_FIELD_NUMBER: _builtins.int
+    PATTERNS_FIELD_NUMBER: _builtins.int
+    output_base_id: _builtins.str
+    """Whose tree."""
+    @_builtins.property
+    def patterns(self) -> _containers.RepeatedScalarFieldContainer[_builtins.bytes]:
+        """What of it."""
+
+    def __init__(
+        self,
+        *,
+        output_base_id: _builtins.str = ...,
+        patterns: _abc.Iterable[_builtins.bytes] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["output_base_id", b"output_base_id", "patterns", b"patterns"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___PinRequest: _TypeAlias = PinRequest  # noqa: Y015
+
+@_typing.final
+class PinResponse(_message.Message):
+    """No fields."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    def __init__(
+        self,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___PinResponse: _TypeAlias = PinResponse  # noqa: Y015
+
+@_typing.final
+class UnpinRequest(_message.Message):
+    """What to keep no longer."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    OUTPUT_BASE_ID_FIELD_NUMBER: _builtins.int
+    PATTERNS_FIELD_NUMBER: _builtins.int
+    output_base_id: _builtins.str
+    """Whose tree."""
+    @_builtins.property
+    def patterns(self) -> _containers.RepeatedScalarFieldContainer[_builtins.bytes]:
+        """Patterns as they were given to Pin. None: all of this output base."""
+
+    def __init__(
+        self,
+        *,
+        output_base_id: _builtins.str = ...,
+        patterns: _abc.Iterable[_builtins.bytes] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["output_base_id", b"output_base_id", "patterns", b"patterns"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___UnpinRequest: _TypeAlias = UnpinRequest  # noqa: Y015
+
+@_typing.final
+class UnpinResponse(_message.Message):
+    """What has ended."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    REMOVED_FIELD_NUMBER: _builtins.int
+    removed: _builtins.int
+    """How many pins."""
+    def __init__(
+        self,
+        *,
+        removed: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["removed", b"removed"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___UnpinResponse: _TypeAlias = UnpinResponse  # noqa: Y015
+
+@_typing.final
+class ListPinsRequest(_message.Message):
+    """No fields."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    def __init__(
+        self,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ListPinsRequest: _TypeAlias = ListPinsRequest  # noqa: Y015
+
+@_typing.final
+class ListPinsResponse(_message.Message):
+    """All pins, by output base and pattern."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    PINS_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def pins(self) -> _containers.RepeatedCompositeFieldContainer[Global___PinnedFiles]: ...
+    def __init__(
+        self,
+        *,
+        pins: _abc.Iterable[Global___PinnedFiles] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["pins", b"pins"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ListPinsResponse: _TypeAlias = ListPinsResponse  # noqa: Y015
+
+@_typing.final
+class PinnedFiles(_message.Message):
+    """A pin, and what it keeps."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    OUTPUT_BASE_ID_FIELD_NUMBER: _builtins.int
+    PATTERN_FIELD_NUMBER: _builtins.int
+    MATCHED_FIELD_NUMBER: _builtins.int
+    MISSING_FIELD_NUMBER: _builtins.int
+    CURRENT_FIELD_NUMBER: _builtins.int
+    output_base_id: _builtins.str
+    """Whose tree."""
+    pattern: _builtins.bytes
+    """What of it."""
+    current: _builtins.bool
+    """Whether that was looked at since the last build and since the daemon started."""
+    @_builtins.property
+    def matched(self) -> Global___FileCount:
+        """Files that match, as they were after the last build."""
+
+    @_builtins.property
+    def missing(self) -> Global___FileCount:
+        """Those that are not here, because they could not be brought yet."""
+
+    def __init__(
+        self,
+        *,
+        output_base_id: _builtins.str = ...,
+        pattern: _builtins.bytes = ...,
+        matched: Global___FileCount | None = ...,
+        missing: Global___FileCount | None = ...,
+        current: _builtins.bool = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["matched", b"matched", "missing", b"missing"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["current", b"current", "matched", b"matched", "missing", b"missing", "output_base_id", b"output_base_id", "pattern", b"pattern"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___PinnedFiles: _TypeAlias = PinnedFiles  # noqa: Y015
+
+@_typing.final
+class GetActivityRequest(_message.Message):
+    """How much to tell."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    ROWS_FIELD_NUMBER: _builtins.int
+    rows: _builtins.int
+    """Rows of each list at most. 0: as many as there are."""
+    def __init__(
+        self,
+        *,
+        rows: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["rows", b"rows"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___GetActivityRequest: _TypeAlias = GetActivityRequest  # noqa: Y015
+
+@_typing.final
+class GetActivityResponse(_message.Message):
+    """What came from the remote server since the daemon started. Lists begin with who had most; the small ones are forgotten when there
+    are too many.
+    """
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    TOTAL_FIELD_NUMBER: _builtins.int
+    PROCESSES_FIELD_NUMBER: _builtins.int
+    OUTPUT_BASES_FIELD_NUMBER: _builtins.int
+    TARGETS_FIELD_NUMBER: _builtins.int
+    BLOBS_FIELD_NUMBER: _builtins.int
+    CRAWLERS_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def total(self) -> Global___Fetched:
+        """All of it."""
+
+    @_builtins.property
+    def processes(self) -> _containers.RepeatedCompositeFieldContainer[Global___ProcessActivity]:
+        """By the process that asked first."""
+
+    @_builtins.property
+    def output_bases(self) -> _containers.RepeatedCompositeFieldContainer[Global___NamedActivity]:
+        """By output base."""
+
+    @_builtins.property
+    def targets(self) -> _containers.RepeatedCompositeFieldContainer[Global___NamedActivity]:
+        """By the directory of a target, as far as a path tells."""
+
+    @_builtins.property
+    def blobs(self) -> _containers.RepeatedCompositeFieldContainer[Global___NamedActivity]:
+        """By blob."""
+
+    @_builtins.property
+    def crawlers(self) -> _containers.RepeatedCompositeFieldContainer[Global___Crawler]:
+        """Jobs that the crawl guard has spoken of, the last first."""
+
+    def __init__(
+        self,
+        *,
+        total: Global___Fetched | None = ...,
+        processes: _abc.Iterable[Global___ProcessActivity] | None = ...,
+        output_bases: _abc.Iterable[Global___NamedActivity] | None = ...,
+        targets: _abc.Iterable[Global___NamedActivity] | None = ...,
+        blobs: _abc.Iterable[Global___NamedActivity] | None = ...,
+        crawlers: _abc.Iterable[Global___Crawler] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["total", b"total"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["blobs", b"blobs", "crawlers", b"crawlers", "output_bases", b"output_bases", "processes", b"processes", "targets", b"targets", "total", b"total"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___GetActivityResponse: _TypeAlias = GetActivityResponse  # noqa: Y015
+
+@_typing.final
+class Fetched(_message.Message):
+    """Blobs and bytes that came."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    PIECES_FIELD_NUMBER: _builtins.int
+    BYTES_FIELD_NUMBER: _builtins.int
+    pieces: _builtins.int
+    """How many blobs, or parts of large ones."""
+    bytes: _builtins.int
+    """Their bytes."""
+    def __init__(
+        self,
+        *,
+        pieces: _builtins.int = ...,
+        bytes: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["bytes", b"bytes", "pieces", b"pieces"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___Fetched: _TypeAlias = Fetched  # noqa: Y015
+
+@_typing.final
+class ProcessActivity(_message.Message):
+    """What came for one process."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    PID_FIELD_NUMBER: _builtins.int
+    NAME_FIELD_NUMBER: _builtins.int
+    STARTED_FIELD_NUMBER: _builtins.int
+    FETCHED_FIELD_NUMBER: _builtins.int
+    pid: _builtins.int
+    """Its id. 0: nobody in particular, or in a process namespace that the daemon does not see."""
+    name: _builtins.str
+    """Its program; for pid 0, in words who it is."""
+    @_builtins.property
+    def started(self) -> _timestamp_pb2.Timestamp:
+        """When it started, so that another one with the same id differs. Unset: not known."""
+
+    @_builtins.property
+    def fetched(self) -> Global___Fetched:
+        """What came."""
+
+    def __init__(
+        self,
+        *,
+        pid: _builtins.int = ...,
+        name: _builtins.str = ...,
+        started: _timestamp_pb2.Timestamp | None = ...,
+        fetched: Global___Fetched | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["fetched", b"fetched", "started", b"started"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["fetched", b"fetched", "name", b"name", "pid", b"pid", "started", b"started"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ProcessActivity: _TypeAlias = ProcessActivity  # noqa: Y015
+
+@_typing.final
+class NamedActivity(_message.Message):
+    """What came for one thing."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    NAME_FIELD_NUMBER: _builtins.int
+    FETCHED_FIELD_NUMBER: _builtins.int
+    name: _builtins.str
+    """Its name."""
+    @_builtins.property
+    def fetched(self) -> Global___Fetched:
+        """What came."""
+
+    def __init__(
+        self,
+        *,
+        name: _builtins.str = ...,
+        fetched: Global___Fetched | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["fetched", b"fetched"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["fetched", b"fetched", "name", b"name"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___NamedActivity: _TypeAlias = NamedActivity  # noqa: Y015
+
+@_typing.final
+class Crawler(_message.Message):
+    """A job that reads everything."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    NAME_FIELD_NUMBER: _builtins.int
+    PID_FIELD_NUMBER: _builtins.int
+    REFUSED_FIELD_NUMBER: _builtins.int
+    REASON_FIELD_NUMBER: _builtins.int
+    name: _builtins.str
+    """The program that went over the bound."""
+    pid: _builtins.int
+    """Its process."""
+    refused: _builtins.int
+    """Reads that were refused."""
+    reason: _builtins.str
+    """In words."""
+    def __init__(
+        self,
+        *,
+        name: _builtins.str = ...,
+        pid: _builtins.int = ...,
+        refused: _builtins.int = ...,
+        reason: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["name", b"name", "pid", b"pid", "reason", b"reason", "refused", b"refused"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___Crawler: _TypeAlias = Crawler  # noqa: Y015
+
+@_typing.final
+class WatchRequest(_message.Message):
+    """What to watch."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    OUTPUT_BASE_ID_FIELD_NUMBER: _builtins.int
+    output_base_id: _builtins.str
+    """Only of this output base. Empty: of all."""
+    def __init__(
+        self,
+        *,
+        output_base_id: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["output_base_id", b"output_base_id"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___WatchRequest: _TypeAlias = WatchRequest  # noqa: Y015
+
+@_typing.final
+class WatchResponse(_message.Message):
+    """One event."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    EVENT_FIELD_NUMBER: _builtins.int
+    OUTPUT_BASE_ID_FIELD_NUMBER: _builtins.int
+    BUILD_ID_FIELD_NUMBER: _builtins.int
+    PATH_FIELD_NUMBER: _builtins.int
+    SIZE_FIELD_NUMBER: _builtins.int
+    TIME_FIELD_NUMBER: _builtins.int
+    COUNT_FIELD_NUMBER: _builtins.int
+    event: _builtins.str
+    """`build started`, `build finalized`, `cleaned`, `staged`, `written`, `fetched`; or `lost`, when events were."""
+    output_base_id: _builtins.str
+    """Whose tree. Empty: not known."""
+    build_id: _builtins.str
+    """The build, where it is one's event."""
+    path: _builtins.bytes
+    """The path, where it is a file's."""
+    size: _builtins.int
+    """Bytes that were fetched, or of the file."""
+    count: _builtins.int
+    """For `lost`: how many."""
+    @_builtins.property
+    def time(self) -> _timestamp_pb2.Timestamp:
+        """When."""
+
+    def __init__(
+        self,
+        *,
+        event: _builtins.str = ...,
+        output_base_id: _builtins.str = ...,
+        build_id: _builtins.str = ...,
+        path: _builtins.bytes = ...,
+        size: _builtins.int = ...,
+        time: _timestamp_pb2.Timestamp | None = ...,
+        count: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["time", b"time"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["build_id", b"build_id", "count", b"count", "event", b"event", "output_base_id", b"output_base_id", "path", b"path", "size", b"size", "time", b"time"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___WatchResponse: _TypeAlias = WatchResponse  # noqa: Y015

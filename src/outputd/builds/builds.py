@@ -27,6 +27,7 @@ from outputd.builds.state import State
 from outputd.builds.stats import Stats
 from outputd.digest import Digest, DigestFunction
 from outputd.drive.content import Content
+from outputd.drive.feed import Feed
 from outputd.drive.ingest import Ingest
 from outputd.drive.loader import Loader
 from outputd.drive.reaper import Reaper
@@ -116,9 +117,10 @@ class Builds:
         presence: Presence,
         options: Options,
         *,
+        feed: Feed | None = None,
         now: Callable[[], int] = time.time_ns,
     ) -> None:
-        """`now` tells the time in nanoseconds since 1970."""
+        """`now` tells the time in nanoseconds since 1970; `feed` is told what happens."""
         self._tree = tree
         self._loader = loader
         self._ingest = ingest
@@ -130,6 +132,7 @@ class Builds:
         self._presence = presence
         self._options = options
         self._now = now
+        self._feed = feed or Feed()
         self._restoring = Restoring(
             tree, loader, content, ingest, state, journals, tracking=options.initial_contents, now=now
         )
@@ -167,6 +170,7 @@ class Builds:
                 base.aliases = tuple(request.aliases)
                 self._running[build.id] = build
                 _log.info("build %s of output base %s started", build.id, base.id)
+                self._feed.tell("build started", base.id, build_id=build.id)
                 if previous is not None:
                     _log.info("build %s of output base %s was never finalized", previous.id, base.id)
                     self._end(previous)
@@ -198,6 +202,7 @@ class Builds:
                     base.journal.close()
                     self._left_over.setdefault(output_base_id, []).extend([*base.journals, base.journal.path])
                 _log.info("output base %s cleaned", output_base_id)
+                self._feed.tell("cleaned", output_base_id)
             # The row first: without its journals a restart would find an earlier state there.
             await self._state.forget(output_base_id)
             self._journals.remove(self._left_over.pop(output_base_id, ()))
@@ -215,6 +220,7 @@ class Builds:
             local_only=self._options.local_only,
             max_tree_bytes=self._options.max_tree_bytes,
             now=self._now(),
+            feed=self._feed,
         )
 
     def stats(self, build_id: str) -> Stats:
@@ -250,6 +256,7 @@ class Builds:
             build.base.note()
             build.base.obtainable.due = self._now()  # what it has staged was never asked for
             self.checkpoints.ask(build.base)
+            self._feed.finalized(build.base.id, build_id)
 
     # saving and restoring
 

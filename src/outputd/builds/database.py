@@ -18,7 +18,7 @@ from outputd.errors import Corrupt, Exhausted, OutputdError, Precondition, Unava
 
 _log = logging.getLogger(__name__)
 
-FORMAT: Final = 2
+FORMAT: Final = 3
 _MARK: Final = 0x6F757470
 """`outp`, so that file(1) and we can tell our databases from others."""
 
@@ -45,6 +45,7 @@ CREATE TABLE action_result(
   result BLOB NOT NULL,
   PRIMARY KEY(instance_name, action)
 ) WITHOUT ROWID;
+CREATE TABLE pin(output_base_id TEXT, pattern BLOB, PRIMARY KEY(output_base_id, pattern)) WITHOUT ROWID;
 """
 
 _MIGRATIONS: Final = {
@@ -54,6 +55,7 @@ _MIGRATIONS: Final = {
     "  digest_function INTEGER NOT NULL,\n  root BLOB NOT NULL,\n  created INTEGER NOT NULL,\n  last_build_id TEXT NOT NULL,\n"
     "  last_build_time INTEGER NOT NULL,\n  unfinished BLOB NOT NULL,\n  journal INTEGER NOT NULL\n) WITHOUT ROWID;"
     " INSERT INTO output_base SELECT *, 0 FROM old; DROP TABLE old;",
+    2: "CREATE TABLE pin(output_base_id TEXT, pattern BLOB, PRIMARY KEY(output_base_id, pattern)) WITHOUT ROWID;",
 }
 """From each older format to the next one."""
 

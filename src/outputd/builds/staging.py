@@ -15,6 +15,7 @@ from outputd.builds.kernel import Changes
 from outputd.builds.loading import Loading
 from outputd.builds.output_base import Build
 from outputd.digest import Digest
+from outputd.drive.feed import Feed
 from outputd.drive.loader import Objects
 from outputd.errors import Invalid, NotFound, OutputdError
 from outputd.store.base import BlobStore
@@ -64,6 +65,7 @@ class Staging:
         local_only: bool,
         max_tree_bytes: int,
         now: int,
+        feed: Feed,
     ) -> None:
         """`local_only`: the local store is the whole CAS, so that a blob it lacks is known to be absent."""
         self._build = build
@@ -74,6 +76,7 @@ class Staging:
         self._local_only = local_only
         self._max_tree_bytes = max_tree_bytes
         self._now = packable(now)
+        self._feed = feed
         self._tail = packed_tail(self._now, executable=True)
         self._parents: dict[bytes, Directory] = {}
         """Directories by the text of the paths that lead there, with the last slash. True only until the next `await`, or until
@@ -118,7 +121,16 @@ class Staging:
                 results.append(await self._place_any(path, artifact, absent))
         self._build.base.volume.log.settle()
         self._changes.note()
+        if self._feed.watched:
+            self._tell(items, results)
         return results
+
+    def _tell(self, items: Sequence[tuple[bytes, Artifact]], results: Sequence[OutputdError | None]) -> None:
+        build = self._build
+        for (path, artifact), refused in zip(items, results, strict=True):
+            if refused is None:
+                size = artifact.size if isinstance(artifact, Digest) else 0
+                self._feed.tell("staged", build.base.id, build_id=build.id, path=path, size=size)
 
     async def _place_any(
         self, path: bytes, artifact: Artifact, absent: frozenset[Digest]

@@ -243,6 +243,36 @@ class State:
             self._writer.submit(self._reserve)
         return number
 
+    # pins
+
+    def pins(self) -> list[tuple[str, bytes]]:
+        """Output base and pattern of each. Raises Corrupt or Unavailable."""
+        try:
+            return self._reading_connection.execute("SELECT output_base_id, pattern FROM pin").fetchall()
+        except sqlite3.Error as error:
+            raise failed(error, self._path) from error
+
+    async def pin(self, output_base_id: str, patterns: Sequence[bytes]) -> None:
+        """Keep these, durably; fine when they are there. Raises Exhausted or Unavailable."""
+
+        def write(connection: sqlite3.Connection) -> None:
+            rows = [(output_base_id, pattern) for pattern in patterns]
+            connection.executemany("INSERT OR IGNORE INTO pin VALUES (?, ?)", rows)
+
+        await self._written(write)
+
+    async def unpin(self, output_base_id: str, patterns: Sequence[bytes]) -> int:
+        """Drop these, or all of the base when there are none; how many that were. Raises Exhausted or Unavailable."""
+        known = {pattern for base, pattern in self.pins() if base == output_base_id}
+        going = known.intersection(patterns) if patterns else known
+
+        def write(connection: sqlite3.Connection) -> None:
+            rows = [(output_base_id, pattern) for pattern in going]
+            connection.executemany("DELETE FROM pin WHERE output_base_id = ? AND pattern = ?", rows)
+
+        await self._written(write)
+        return len(going)
+
     # ActionResults of the action cache service
 
     async def get(self, instance: str, action: Digest) -> bytes | None:

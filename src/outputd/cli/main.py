@@ -13,7 +13,22 @@ from collections.abc import Sequence
 from typing import Final, Protocol
 
 from outputd import __version__
-from outputd.cli import bazelrc, config, doctor, gc, restart, serve, status, stuck, verify
+from outputd.cli import (
+    bazelrc,
+    config,
+    doctor,
+    forget,
+    gc,
+    pin,
+    prefetch,
+    restart,
+    serve,
+    status,
+    stuck,
+    top,
+    verify,
+    watch,
+)
 from outputd.cli.console import Console, ExitCode
 from outputd.config import InvalidSettings
 from outputd.errors import OutputdError
@@ -50,7 +65,22 @@ class Verb(Protocol):
     def run(self, arguments: argparse.Namespace, console: Console) -> ExitCode: ...
 
 
-VERBS: Final[tuple[Verb, ...]] = (serve, bazelrc, status, verify, stuck, gc, restart, doctor, config)
+VERBS: Final[tuple[Verb, ...]] = (
+    serve,
+    bazelrc,
+    status,
+    verify,
+    prefetch,
+    pin,
+    forget,
+    top,
+    watch,
+    stuck,
+    gc,
+    restart,
+    doctor,
+    config,
+)
 
 
 def make_parser() -> argparse.ArgumentParser:

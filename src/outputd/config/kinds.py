@@ -86,6 +86,25 @@ class Text:
 
 
 @dataclass(frozen=True, slots=True)
+class Texts:
+    """A list of strings; in the environment separated by commas."""
+
+    name: str = "list of text"
+
+    def of_text(self, text: str) -> object:
+        return [part.strip() for part in text.split(",") if part.strip()]
+
+    def parse(self, raw: object, places: Places) -> tuple[str, ...]:
+        if not isinstance(raw, list) or not all(isinstance(part, str) and part for part in raw):
+            raise _wrong(raw, "a list of strings")
+        return tuple(raw)
+
+    def plain(self, value: object) -> Plain:
+        assert isinstance(value, tuple)
+        return list(value)
+
+
+@dataclass(frozen=True, slots=True)
 class Choice:
     """One of a few words."""
 

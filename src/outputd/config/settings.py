@@ -24,6 +24,7 @@ from outputd.config.kinds import (
     Room,
     Seconds,
     Size,
+    Texts,
 )
 from outputd.config.remote_settings import NamedRemote, Remote
 from outputd.store.limits import Amount
@@ -262,6 +263,63 @@ class Outputs:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Crawl:
+    """Programs that read everything: indexers, searches, backups. Only what must be fetched counts."""
+
+    mode: Annotated[
+        str,
+        Key(
+            Choice(("off", "warn", "limit")),
+            "warn",
+            "What to do about a job that goes over the bounds: nothing, log one line, or also fail its reads of what is not here "
+            "(EPERM) until it has been quiet for a window.",
+        ),
+    ]
+    files: Annotated[
+        int,
+        Key(
+            Count(1, 1_000_000_000),
+            5000,
+            "How many files one job (a process group) may have fetched in a window.",
+        ),
+    ]
+    bytes: Annotated[
+        int,
+        Key(
+            Size(1 << 10, 1 << 50),
+            "16 GiB",
+            "How many bytes one job may have fetched in a window.",
+        ),
+    ]
+    window: Annotated[float, Key(Seconds(least=1), 300, "The length of that window.")]
+    allow: Annotated[
+        tuple[str, ...],
+        Key(
+            Texts(),
+            ["bazel*", "linux-sandbox", "process-wrapper", "ninja", "make", "ctest"],
+            "Programs that may read everything, with all that they start: patterns of names as `ps -o comm` shows them; or of "
+            "cgroups, beginning with a slash.",
+        ),
+    ]
+    deny: Annotated[
+        tuple[str, ...],
+        Key(
+            Texts(),
+            [
+                "updatedb*",
+                "mlocate",
+                "plocate*",
+                "tracker-*",
+                "localsearch*",
+                "baloo_file*",
+                "recollindex",
+            ],
+            "Programs that are over the bounds with the first file.",
+        ),
+    ]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Log:
     """The log, on standard error."""
 
@@ -298,6 +356,7 @@ class Config:
     remote: Remote
     remotes: Mapping[str, NamedRemote]
     outputs: Outputs
+    crawl: Crawl
     log: Log
 
 

@@ -8,8 +8,8 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Iterator
-from typing import Final
+from collections.abc import Callable, Iterator
+from typing import Final, TypeAlias
 
 from outputd.digest import Digest
 from outputd.errors import OutputdError
@@ -31,6 +31,9 @@ _DIRECTORIES: Final = 16
 """Directories that are kept in mind."""
 
 
+Ahead: TypeAlias = Callable[[Digest, set[Digest]], set[Digest]]
+
+
 class _Walk:
     """Somebody's way through one directory."""
 
@@ -48,7 +51,11 @@ class _Walk:
 class Siblings:
     """Of one tree. Lives on the event loop."""
 
-    def __init__(self, blobs: BlobStore, tasks: asyncio.TaskGroup) -> None:
+    def __init__(
+        self, blobs: BlobStore, tasks: asyncio.TaskGroup, ahead: Ahead = lambda _, wanted: wanted
+    ) -> None:
+        """`ahead` is asked which of the files that follow one may be brought for its reader."""
+        self._ahead = ahead
         self._blobs = blobs
         self._tasks = tasks
         self._walks: dict[Directory, _Walk] = {}
@@ -71,7 +78,7 @@ class Siblings:
             behind = names.index(file.name) + 1
             children = list(directory.children.values())
             walk.rest = iter(children[behind:] + children[:behind])
-        wanted = _next_small(walk)
+        wanted = self._ahead(digest, _next_small(walk))
         if wanted:
             walk.ahead = True
             walk.window = min(2 * walk.window, _MOST)

@@ -46,6 +46,7 @@ CODES: Final[Mapping[type[errors.OutputdError], grpc.StatusCode]] = {
     errors.Throttled: grpc.StatusCode.RESOURCE_EXHAUSTED,
     errors.TooLarge: grpc.StatusCode.INVALID_ARGUMENT,
     errors.Denied: grpc.StatusCode.PERMISSION_DENIED,
+    errors.Refused: grpc.StatusCode.FAILED_PRECONDITION,
     errors.Unsupported: grpc.StatusCode.UNIMPLEMENTED,
 }
 """The one table from ours to theirs. A class that is not listed has the code of its nearest listed ancestor."""

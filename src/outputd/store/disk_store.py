@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import errno
 import logging
+import math
 import os
 import random
 import threading
@@ -290,6 +291,20 @@ class DiskStore:
         except OSError as error:
             raise self.failed(error, "evict", found.path) from error
         return True
+
+    def forget(self, digest: Digest) -> bool:
+        """Remove a blob that the remote has, unless it has become one that only we have; whether it was removed.
+
+        Who has it open keeps its bytes. Raises Unavailable.
+        """
+        path = self.layout.path(digest)
+        try:
+            status = os.lstat(path)
+        except FileNotFoundError:
+            return False
+        except OSError as error:
+            raise self.failed(error, "look at", path) from error
+        return not status.st_mode & LOCAL_ONLY and self.evict(Found(digest, path, status), math.inf)
 
     def is_here(self, digest: Digest) -> bool:
         """As `has`, without counting as a use. What it says of a blob in doubt may be wrong."""

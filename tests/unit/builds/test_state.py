@@ -310,3 +310,32 @@ def test_the_state_of_somebody_else_is_refused(tmp_path: Path, monkeypatch: pyte
     with pytest.raises(Precondition, match=r"belongs to uid \d+, and this is uid \d+; `chown -R` it"):
         State(str(tmp_path / "state"), RealDisk())
     assert os.listdir(tmp_path / "state") == []
+
+
+def test_pins_outlive_a_restart_and_older_databases_get_room_for_them(tmp_path: Path) -> None:
+    async def first() -> None:
+        state = _state(tmp_path)
+        await state.pin("b1", [b"x", b"y\xff"])
+        await state.pin("b1", [b"x"])
+        await state.pin("b2", [b"x"])
+        await state.close()
+
+    async def second() -> None:
+        state = _state(tmp_path)
+        assert sorted(state.pins()) == [("b1", b"x"), ("b1", b"y\xff"), ("b2", b"x")]
+        assert await state.unpin("b1", [b"x", b"nothing"]) == 1
+        assert await state.unpin("b1", []) == 1
+        assert state.pins() == [("b2", b"x")]
+        await state.close()
+
+    async def third() -> None:
+        state = _state(tmp_path)
+        assert state.pins() == []
+        await state.close()
+
+    asyncio.run(first())
+    asyncio.run(second())
+    with _edited(tmp_path) as connection:
+        connection.execute("DROP TABLE pin")
+        connection.execute("PRAGMA user_version=2")
+    asyncio.run(third())

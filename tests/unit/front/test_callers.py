@@ -6,10 +6,12 @@ import os
 import signal
 import subprocess
 import sys
+import threading
+import time
 
 import pytest
 
-from outputd.front.fuse.callers import is_stopping, name_of, wants_out
+from outputd.front.fuse.callers import caller_of, is_stopping, name_of, wants_out
 
 STATUS = b"""Name:\tcat: a
 State:\t%s (whatever)
@@ -61,3 +63,17 @@ def test_real_processes() -> None:
     assert wants_out(process.pid) is True
     assert name_of(process.pid) == ""
     assert wants_out(0) is None, "of another process namespace"
+
+
+def test_caller_of_ourselves() -> None:
+    found = caller_of(threading.get_native_id())
+    assert found.process.pid == os.getpid()
+    assert found.process.name == name_of(os.getpid())
+    assert found.group == os.getpgrp()
+    assert abs(found.process.started / 1e9 - time.time()) < 86400
+    assert found.ancestors[0] == name_of(os.getppid())
+    assert caller_of(os.getpid()).process == found.process
+
+
+def test_caller_that_is_not_seen() -> None:
+    assert (caller_of(0).process.pid, caller_of(0).group) == (0, 0)

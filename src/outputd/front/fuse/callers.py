@@ -13,7 +13,11 @@ from __future__ import annotations
 
 import os
 import signal
+import time
 from typing import Final
+
+from outputd.drive.accounting import Process
+from outputd.drive.crawl import Caller
 
 _TO_STOP: Final = sum(
     1 << number - 1
@@ -26,6 +30,12 @@ _TO_STOP: Final = sum(
         signal.SIGTERM,
     )
 )
+
+_GENERATIONS: Final = 12
+"""Ancestors that are looked at: a shell in a terminal in a session has about eight."""
+_TICKS: Final = os.sysconf("SC_CLK_TCK")
+_BOOTED: Final = time.time_ns() - time.clock_gettime_ns(time.CLOCK_BOOTTIME)
+"""Nanoseconds since 1970, once and for all: two looks at one process are to agree on when it started."""
 
 
 def wants_out(pid: int) -> bool | None:
@@ -57,6 +67,47 @@ def name_of(pid: int) -> str:
             return file.read().rstrip(b"\n").decode(errors="backslashreplace")
     except OSError:
         return ""
+
+
+def caller_of(tid: int) -> Caller:
+    """The process of a thread and where it comes from, as far as it can be known."""
+    unknown = Caller(Process(tid, 0, name_of(tid) or "(ended)"), 0, (), "")
+    if tid == 0:
+        return unknown._replace(process=Process(0, 0, "(in another process namespace)"))
+    try:
+        with open(f"/proc/{tid}/status", "rb") as file:
+            pid = int(next(line for line in file if line.startswith(b"Tgid:"))[5:])
+        name, parent, group, ticks = _stat(pid)
+    except (OSError, ValueError, StopIteration):
+        return unknown
+    ancestors: list[str] = []
+    while parent > 0 and len(ancestors) < _GENERATIONS:
+        try:
+            ancestor, parent, _, _ = _stat(parent)
+        except (OSError, ValueError):
+            break
+        ancestors.append(ancestor)
+    started = _BOOTED + ticks * (1_000_000_000 // _TICKS)
+    return Caller(Process(pid, started, name), group, tuple(ancestors), _cgroup(pid))
+
+
+def _stat(pid: int) -> tuple[str, int, int, int]:
+    """Name, parent, process group and start in clock ticks since boot. Raises OSError or ValueError."""
+    with open(f"/proc/{pid}/stat", "rb") as file:
+        text = file.read()
+    # The name may hold anything, also parentheses.
+    name, _, rest = text.partition(b"(")[2].rpartition(b")")
+    fields = rest.split()
+    return name.decode(errors="backslashreplace"), int(fields[1]), int(fields[2]), int(fields[19])
+
+
+def _cgroup(pid: int) -> str:
+    try:
+        with open(f"/proc/{pid}/cgroup", "rb") as file:
+            lines = file.read().splitlines()
+    except OSError:
+        return ""
+    return next((os.fsdecode(line[3:]) for line in lines if line.startswith(b"0::")), "")
 
 
 def _exists(pid: int) -> bool:

@@ -13,6 +13,7 @@ from outputd.errors import (
     NotFound,
     OutputdError,
     Precondition,
+    Refused,
     Throttled,
     TimedOut,
     TooLarge,
@@ -54,6 +55,8 @@ OF_ERROR: Final[dict[type[OutputdError], int]] = {
     TooLarge: errno.EFBIG,
     # Not EACCES: that would send people to look at the modes of files. kAFS says it like this, too.
     Denied: errno.EKEYREJECTED,
+    # As fanotify(7) has it for what a watcher denies. Not EAGAIN, some would try for ever; nor EACCES, the mode allows it.
+    Refused: errno.EPERM,
     Unsupported: errno.EOPNOTSUPP,
 }
 

@@ -7,7 +7,9 @@ import logging
 import os
 from dataclasses import dataclass, replace
 
+from outputd.drive.accounting import Accounting
 from outputd.drive.content import Content
+from outputd.drive.crawl import CrawlGuard
 from outputd.drive.driver import Driver
 from outputd.drive.extents import Extents
 from outputd.drive.reaper import Reaper
@@ -15,6 +17,7 @@ from outputd.errors import OutputdError, TimedOut
 from outputd.front.fuse.answers import Answers, Timeouts
 from outputd.front.fuse.arriving import look_for_everybody, recognise, reopen
 from outputd.front.fuse.channel import Channel, Notifier
+from outputd.front.fuse.demand import Demand
 from outputd.front.fuse.departing import identities, nameless, number_ancestors
 from outputd.front.fuse.files import Files
 from outputd.front.fuse.handover import Agreed, Handover
@@ -60,6 +63,8 @@ class FuseFront:
         *,
         timeouts: Timeouts,
         store_dir: str,
+        accounting: Accounting,
+        guard: CrawlGuard,
         xattrs: bool = False,
         passthrough: bool = True,
         kept: str,
@@ -72,6 +77,7 @@ class FuseFront:
         self._tasks = tasks
         self._timeouts = timeouts
         self._store_dir = store_dir
+        self._demand = Demand(content, accounting, guard)
         self._xattrs = xattrs
         self._passthrough = passthrough
         self._kept = KeptHandles(kept)
@@ -242,6 +248,7 @@ class FuseFront:
             Ranges(self._tree, files, Extents(self._content), answers),
             Xattrs(self._tree, self._content, answers) if xattrs else None,
             passthrough,
+            self._demand,
             lambda agreed: self._agreed(mounted, agreed),
         )
         self._serving = _Serving(mounted, channel, notifier, files, listings, passthrough, session)

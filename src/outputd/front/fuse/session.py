@@ -18,8 +18,9 @@ from outputd.digest import Digest
 from outputd.drive.driver import Driver
 from outputd.drive.open_file import Frozen, NotLocal, TooLong
 from outputd.drive.reaper import Reaper
-from outputd.errors import OutputdError, Throttled
+from outputd.errors import OutputdError, Refused, Throttled
 from outputd.front.fuse.channel import MAX_WRITE, Channel, Notifier
+from outputd.front.fuse.demand import Demand
 from outputd.front.fuse.errnos import of_error
 from outputd.front.fuse.files import Files
 from outputd.front.fuse.handover import Agreed
@@ -95,6 +96,7 @@ class Session:
         ranges: Ranges,
         xattrs: Xattrs | None,
         passthrough: Passthrough,
+        demand: Demand,
         on_agreed: Callable[[Agreed], None],
     ) -> None:
         """Without `xattrs` the kernel is told that there are none, and asks no more. `on_agreed` is told what INIT settled."""
@@ -109,6 +111,7 @@ class Session:
         self._files = files
         self._listings = listings
         self._passthrough = passthrough
+        self._demand = demand
         self._waiting = Waiting(tasks)
         self._most_waiting = 0
         """Requests that may wait for what is not here, the next one fails; known from INIT on."""
@@ -192,6 +195,12 @@ class Session:
             if len(self._waiting) >= self._most_waiting and not isinstance(need, TooLong):
                 self._fail(request, Throttled(f"{len(self._waiting)} requests wait already"))
                 return
+            if not isinstance(need, TooLong):
+                try:
+                    self._demand.note(pid, need)
+                except Refused as refused:
+                    self._fail(request, refused)
+                    return
             request.message = message = bytes(buffer[:length])
             again = self._driver.run(lambda: handler(unique, nodeid, uid, gid, memoryview(message), end))
             self._later(request, again)
@@ -301,6 +310,7 @@ class Session:
                 now = time.monotonic()
                 again = now - self._full_told < _FULL_AGAIN
                 self._full_told = self._full_told if again else now
+            again = again or isinstance(error, Refused)  # told once for the whole job
             _log.log(
                 logging.DEBUG if again else logging.WARNING,
                 "%s of %s for process %d failed with %s%s: %s%s",
