@@ -8,8 +8,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import ctypes
-import gc
 import logging
 import os
 import threading
@@ -32,6 +30,7 @@ from outputd.builds.leases import Leases
 from outputd.builds.presence import LeaseOptions, Presence
 from outputd.builds.refresh import Refresh
 from outputd.builds.state import State
+from outputd.builds.uploads import Uploads
 from outputd.builds.verification import Verification
 from outputd.config import Config, UnixAddress
 from outputd.config.remote_options import remote_options
@@ -45,6 +44,7 @@ from outputd.errors import OutputdError, Precondition
 from outputd.front.fuse.answers import Timeouts
 from outputd.front.fuse.callers import name_of
 from outputd.front.fuse.front import FuseFront
+from outputd.memory import return_large_buffers, spare_the_collector
 from outputd.restart import DEVICE, Arrival, Departure, Restarting, arrived, depart, left_behind, until_asked
 from outputd.rpc.action_cache import ReferencedResults
 from outputd.rpc.admin import Admin, MountFacts, RemoteFacts, RestartFacts, StoreFacts
@@ -74,27 +74,8 @@ _log = logging.getLogger(__name__)
 
 _GRACE: Final = 5.0
 """Seconds that calls under way get to end at an ordered stop."""
-# <malloc.h>
-_M_TRIM_THRESHOLD: Final = -1
-_M_MMAP_THRESHOLD: Final = -3
-_M_ARENA_MAX: Final = -8
 _DOUBT_SECONDS: Final = 20.0
 """Seconds for which a start waits, after a power cut, for the blobs that it may have damaged to be hashed."""
-_FREEZE_EVERY: Final = 2.0
-"""Seconds between two times that what has grown old is taken out of the garbage collector's sight."""
-
-
-def _return_large_buffers() -> None:
-    """Have glibc give a large buffer back to the system when it is freed: it would keep what a 20 MB request has needed.
-
-    mallopt(3): fixed thresholds instead of growing ones, and few arenas. After staging 1M artifacts 394 MB are in use, not 414.
-    """
-    try:
-        mallopt = ctypes.CDLL(None).mallopt
-    except (OSError, AttributeError):
-        return  # not glibc
-    for option, value in ((_M_MMAP_THRESHOLD, 256 << 10), (_M_TRIM_THRESHOLD, 256 << 10), (_M_ARENA_MAX, 2)):
-        mallopt(option, value)
 
 
 async def serve(config: Config, supervisor: Supervisor, arrival: Arrival | None) -> Departure | None:
@@ -102,7 +83,7 @@ async def serve(config: Config, supervisor: Supervisor, arrival: Arrival | None)
 
     Raises OutputdError when it cannot start or lost its mount.
     """
-    _return_large_buffers()
+    return_large_buffers()
     signals = Signals(asyncio.get_running_loop())
     if arrival is not None and arrival.stopping:
         signals.stop.set()
@@ -202,11 +183,32 @@ async def _run(
             patience=int(config.outputs.start_timeout * 1e9),
             local_only=remote is None,
         )
+        uploads: Uploads | None = None
+        if remote is not None and config.remote.upload_outputs:
+            uploads = Uploads(
+                remote,
+                local,
+                state.directory,
+                leases,
+                trusted=lease_options.duration,
+                rate=config.remote.upload_rate,
+            )
         healing = Healing(store) if remote is not None and config.outputs.heal else None
         presence = Presence(loader, store, leases, healing, lease_options)
         journals = Journals(f"{config.state.dir}/journals", disk)
         builds = Builds(
-            tree, loader, content, ingest, reaper, store, state, journals, front, presence, options
+            tree,
+            loader,
+            content,
+            ingest,
+            reaper,
+            store,
+            state,
+            journals,
+            front,
+            presence,
+            options,
+            saved=None if uploads is None else uploads.ask,
         )
 
         here = await rooms.enter_async_context(CachedStore(local, None))
@@ -225,7 +227,7 @@ async def _run(
         work = [
             ("ingest", ingest.run()),
             ("reaper", reaper.run()),
-            ("collector", _spare_the_collector()),
+            ("collector", spare_the_collector()),
             ("watchdog", supervisor.ping()),
         ]
         if remote is not None:
@@ -246,6 +248,10 @@ async def _run(
                     mount = handover.mount
                     await builds.restore(partial(front.take_over, handover))
                     front.resume()
+                if uploads is not None:
+                    for base in builds.live():
+                        uploads.ask(base)
+                    background.append(tasks.create_task(uploads.run(), name="uploads"))
                 if remote is not None and lease_options.duration:
                     refresh = Refresh(builds.live, presence, leases, lease_options.duration)
                     background.append(tasks.create_task(refresh.run(), name="refresh"))
@@ -418,17 +424,6 @@ async def _listening(
         await server.stop(_GRACE)
         byte_stream.close()
         remove(sockets)
-
-
-async def _spare_the_collector() -> None:
-    """Keep collections short: a full one over a million nodes stops everything for a quarter of a second.
-
-    Young objects are collected as ever; what has grown old is mostly tree, which reference counting frees (drive/reaper.py).
-    """
-    gc.set_threshold(10_000, 2, 1_000_000)
-    while True:
-        gc.freeze()
-        await asyncio.sleep(_FREEZE_EVERY)
 
 
 def _mount_facts(front: FuseFront, path: str) -> MountFacts:

@@ -17,7 +17,7 @@ from outputd.builds.finalized import Finalized
 from outputd.builds.journals import NO_JOURNAL, Journals
 from outputd.builds.kernel import Changes, KernelCache
 from outputd.builds.loading import Loading
-from outputd.builds.output_base import Build, Modified, Obtainable, OutputBase
+from outputd.builds.output_base import Build, Modified, Obtainable, OutputBase, Upload
 from outputd.builds.pace import Pace
 from outputd.builds.presence import Presence
 from outputd.builds.restoring import Restoring
@@ -97,6 +97,7 @@ class BaseStatus:
     save_error: str
     """Why the last attempt to save it failed; empty when it did not."""
     obtainable: Obtainable
+    upload: Upload
 
 
 class Builds:
@@ -116,9 +117,11 @@ class Builds:
         presence: Presence,
         options: Options,
         *,
+        saved: Callable[[OutputBase], None] | None = None,
         now: Callable[[], int] = time.time_ns,
     ) -> None:
-        """`now` tells the time in nanoseconds since 1970."""
+        """`saved` is told of an output base when the checkpoint after a build is there; `now` tells the time in nanoseconds since
+        1970."""
         self._tree = tree
         self._loader = loader
         self._ingest = ingest
@@ -141,7 +144,7 @@ class Builds:
         self._left_over: dict[str, list[str]] = {}
         """Journals of output bases that were cleaned, by id, until their rows are gone."""
         saving = Saving(tree, loader, ingest, blobs.local, state, journals)
-        self.checkpoints: Final = Checkpoints(saving, self._bases.values)
+        self.checkpoints: Final = Checkpoints(saving, self._bases.values, saved)
         """To be run as long as there are builds."""
 
     # the verbs
@@ -299,6 +302,7 @@ class Builds:
                 base.dirty,
                 base.save_error,
                 base.obtainable,
+                base.upload,
             )
             for base in self.bases
         ]

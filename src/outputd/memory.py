@@ -1,0 +1,39 @@
+"""How this process uses memory: gives large buffers back, keeps the collector's pauses short. Knows nothing of what is in it."""
+
+from __future__ import annotations
+
+import asyncio
+import ctypes
+import gc
+from typing import Final
+
+# <malloc.h>
+_M_TRIM_THRESHOLD: Final = -1
+_M_MMAP_THRESHOLD: Final = -3
+_M_ARENA_MAX: Final = -8
+_FREEZE_EVERY: Final = 2.0
+"""Seconds between two times that what has grown old is taken out of the garbage collector's sight."""
+
+
+def return_large_buffers() -> None:
+    """Have glibc give a large buffer back to the system when it is freed: it would keep what a 20 MB request has needed.
+
+    mallopt(3): fixed thresholds instead of growing ones, and few arenas. After staging 1M artifacts 394 MB are in use, not 414.
+    """
+    try:
+        mallopt = ctypes.CDLL(None).mallopt
+    except (OSError, AttributeError):
+        return  # not glibc
+    for option, value in ((_M_MMAP_THRESHOLD, 256 << 10), (_M_TRIM_THRESHOLD, 256 << 10), (_M_ARENA_MAX, 2)):
+        mallopt(option, value)
+
+
+async def spare_the_collector() -> None:
+    """Keep collections short: a full one over a million nodes stops everything for a quarter of a second.
+
+    Young objects are collected as ever; what has grown old is mostly tree, which reference counting frees (drive/reaper.py).
+    """
+    gc.set_threshold(10_000, 2, 1_000_000)
+    while True:
+        gc.freeze()
+        await asyncio.sleep(_FREEZE_EVERY)
