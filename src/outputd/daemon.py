@@ -35,6 +35,7 @@ from outputd.builds.verification import Verification
 from outputd.config import Config, UnixAddress
 from outputd.config.remote_options import remote_options
 from outputd.disk.disk import RealDisk
+from outputd.drive.commands import Commands
 from outputd.drive.content import Content
 from outputd.drive.driver import Driver
 from outputd.drive.ingest import Ingest
@@ -67,6 +68,7 @@ from outputd.store.partials import Partials
 from outputd.store.remote.client import RemoteStore
 from outputd.store.remote.relay import Relay
 from outputd.supervisor import Supervisor
+from outputd.tree.cas import Cas
 from outputd.tree.tree import Tree
 from outputd.wire.fuse_abi import Opcode
 
@@ -131,6 +133,7 @@ async def _run(
         reading = Elsewhere(store, lambda: {base.instance_name for base in builds.live()})
 
         tree = Tree(uid=os.getuid(), gid=os.getgid(), now=time.time_ns())
+        Cas(tree.root, Commands(local).script, config.remote.instance_name)
         ingest = Ingest(tree, local, local.private)
         content = Content(
             tree,

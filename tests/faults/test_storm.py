@@ -42,7 +42,14 @@ TIMEOUT: Final = 1.0
 READ_TIMEOUT: Final = 3.0
 BOUND: Final = 2 * READ_TIMEOUT + 4.0
 """Seconds for one read: open(2) and read(2) may each wait. The rest is for a machine that stands still for a while."""
-DOCUMENTED: Final = {errno.EIO, errno.EREMOTEIO, errno.ETIMEDOUT, errno.EBUSY, errno.EKEYREJECTED, errno.ENODATA}
+DOCUMENTED: Final = {
+    errno.EIO,
+    errno.EREMOTEIO,
+    errno.ETIMEDOUT,
+    errno.EBUSY,
+    errno.EKEYREJECTED,
+    errno.ENODATA,
+}
 """docs/how-to/when-a-read-fails.md"""
 CODES: Final = {
     grpc.StatusCode.UNAVAILABLE,

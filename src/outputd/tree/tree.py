@@ -33,6 +33,7 @@ from outputd.tree.node import (
     File,
     Local,
     Node,
+    Searched,
     Volume,
     repack,
     unpack,
@@ -95,7 +96,10 @@ class Tree:
         if node.lookups <= 0 and ino != ROOT_INO:
             node.lookups = 0
             del self.inodes[ino]
-            if isinstance(node, Directory):
+            if isinstance(node.parent, Searched):
+                node.parent.lose(node)
+                self._drop(node)
+            elif isinstance(node, Directory):
                 node.negatives = None
                 node.listed = None
             elif not isinstance(node, File) or not repack(node):
