@@ -133,7 +133,7 @@ async def _run(
         reading = Elsewhere(store, lambda: {base.instance_name for base in builds.live()})
 
         tree = Tree(uid=os.getuid(), gid=os.getgid(), now=time.time_ns())
-        Cas(tree.root, Commands(local).script, config.remote.instance_name)
+        Cas(tree.root, Commands(local).script, config.remote.instance_name, state.take_number)
         ingest = Ingest(tree, local, local.private)
         content = Content(
             tree,
@@ -245,14 +245,16 @@ async def _run(
             try:
                 if handover is None:
                     await builds.restore()
+                    builds.open_scratch()
                     mount = await front.start(config.mount.path, allow_other=config.mount.allow_other)
                     supervisor.keep(DEVICE, mount.fd)
                 else:
                     mount = handover.mount
                     await builds.restore(partial(front.take_over, handover))
+                    builds.open_scratch()
                     front.resume()
                 if uploads is not None:
-                    for base in builds.live():
+                    for base in builds.bases:
                         uploads.ask(base)
                     background.append(tasks.create_task(uploads.run(), name="uploads"))
                 if remote is not None and lease_options.duration:

@@ -46,9 +46,10 @@ class World:
 
 
 @contextlib.contextmanager
-def world(*options: str) -> Iterator[World]:
+def world(**settings: str) -> Iterator[World]:
     with daemon_fixture.directories() as daemon, RemoteThread(daemon.place / "remote") as remote:
-        daemon.options += ["--remote", remote.url, *options]
+        daemon.options += ["--remote", remote.url]
+        daemon.settings.update(settings)
         daemon.start()
         with daemon_fixture.connected(daemon) as channel:
             yield World(daemon, remote, BuildClient(channel, daemon.outputs))

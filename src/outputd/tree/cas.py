@@ -16,11 +16,9 @@ from typing import Final, TypeAlias
 
 from outputd.digest import Digest, DigestFunction
 from outputd.errors import Invalid
-from outputd.tree.node import NO_RECORD, Directory, File, Node, Searched, Symlink, Volume
+from outputd.tree.node import NO_RECORD, Directory, File, Node, Searched, Symlink, Volume, first_ino
 
 CAS: Final = b"cas"
-_FIRST_NUMBER: Final = (1 << 23) - 1
-"""Numbers of its volumes, downwards; those of output paths count up from 1 (builds/state.py)."""
 _SEARCHED_MODE: Final = stat.S_IFDIR | 0o555
 _FILE_MODE: Final = stat.S_IFREG | 0o444
 _PROGRAM_MODE: Final = stat.S_IFREG | 0o555
@@ -37,22 +35,63 @@ Script: TypeAlias = Callable[[Directory, Digest], Digest | None]
 The directory says which instance of the CAS is meant."""
 
 
+class _CasVolume(Volume):
+    """Of one instance name. Its nodes are made anew by each process, and have the inode numbers that the kernel knows of them."""
+
+    __slots__ = ("_numbers",)
+
+    saved = False
+
+    def __init__(self, numbers: _Numbers, instance_name: str) -> None:
+        self._numbers = numbers
+        Volume.__init__(self, 0, _MTIME, writable=False)
+        self.instance_name = instance_name
+
+    @property
+    def next_ino(self) -> int:
+        return self._numbers.next
+
+    @next_ino.setter
+    def next_ino(self, ino: int) -> None:
+        self._numbers.next = ino
+
+
+class _Numbers:
+    """Inode numbers for all volumes of `cas`."""
+
+    def __init__(self, take_number: Callable[[], int]) -> None:
+        self._take_number = take_number
+        self._next: int | None = None
+
+    @property
+    def next(self) -> int:
+        if self._next is None:
+            self._next = first_ino(self._take_number())
+        return self._next
+
+    @next.setter
+    def next(self, ino: int) -> None:
+        if self._next is not None and ino > self._next:  # not what a volume begins with when it is made
+            self._next = ino
+
+
 class Cas:
     """What all directories below `cas` share."""
 
-    def __init__(self, top: Directory, script: Script, instance_name: str) -> None:
-        """Enter `cas` into `top`. `instance_name`: the one that calls without a name mean."""
+    def __init__(
+        self, top: Directory, script: Script, instance_name: str, take_number: Callable[[], int]
+    ) -> None:
+        """Enter `cas` into `top`. `instance_name`: the one that calls without a name mean; `take_number` gives a volume number that no
+        volume ever had."""
         self._inodes = top.volume.inodes
+        self._numbers = _Numbers(take_number)
         self.script = script
         self._instance_name = instance_name
-        self._number = _FIRST_NUMBER
         _enter(top, CAS, _Instance(self, ""))
 
     def volume(self, instance_name: str) -> Volume:
-        made = Volume(self._number, _MTIME, writable=False)
-        self._number -= 1
+        made = _CasVolume(self._numbers, "" if instance_name == self._instance_name else instance_name)
         made.inodes = self._inodes
-        made.instance_name = "" if instance_name == self._instance_name else instance_name
         return made
 
 
@@ -148,7 +187,7 @@ def copy_of(node: Node, target: Volume) -> Node | None:
     """What link(2) of a node of `cas` enters into an output path: the same blob, as a node of its own. None where it cannot,
     because it is no node of `cas`, or the blob would be looked for in another instance of the CAS."""
     directory = node.parent
-    if directory is None or directory.volume.number <= _FIRST_NUMBER >> 1:
+    if directory is None or not isinstance(directory.volume, _CasVolume):
         return None
     if directory.volume.instance_name != target.instance_name:
         return None

@@ -425,6 +425,9 @@ class Volume:
         "writable",
     )
 
+    saved = True
+    """Whether its nodes have the inode numbers again after a restart that they had before it."""
+
     def __init__(self, number: int, now: int, *, writable: bool) -> None:
         self.number = number
         """Distinct for each volume that ever was; the upper bits of its inode numbers."""
