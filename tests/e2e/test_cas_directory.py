@@ -84,7 +84,7 @@ def test_names_and_listings() -> None:
     with world() as w:
         digest = w.remote.add(b"a blob")
         top = w.daemon.mount
-        assert sorted(os.listdir(top)) == ["cas", "outputs"]
+        assert sorted(os.listdir(top)) == ["cas", "outputs", "scratch"]
         assert os.listdir(top / "cas") == []
         assert {"sha256", "blake3"} <= set(os.listdir(top / "cas/blobs"))
         kinds = {"file", "executable", "directory", "tree", "command"}
@@ -142,8 +142,12 @@ def test_nodes_go_when_the_kernel_forgets_them() -> None:
         for path in (w.at("file", w.remote.add(LARGE)), w.at("directory", tree.root_digest) / "bin"):
             before = path.stat().st_ino
             assert path.stat().st_ino == before
-            Path("/proc/sys/vm/drop_caches").write_text("2")
-            assert path.stat().st_ino != before
+            for _ in range(20):  # a directory's own entry goes once those in it have gone
+                Path("/proc/sys/vm/drop_caches").write_text("2")
+                if path.stat().st_ino != before:
+                    break
+            else:
+                pytest.fail(f"{path} stays known")
         with w.at("file", w.remote.add(LARGE)).open("rb") as held:
             Path("/proc/sys/vm/drop_caches").write_text("2")
             assert held.read() == LARGE
