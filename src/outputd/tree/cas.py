@@ -49,11 +49,11 @@ class _CasVolume(Volume):
 
     @property
     def next_ino(self) -> int:
-        return self._numbers.next
+        return self._numbers.upcoming
 
     @next_ino.setter
     def next_ino(self, ino: int) -> None:
-        self._numbers.next = ino
+        self._numbers.upcoming = ino
 
 
 class _Numbers:
@@ -64,13 +64,13 @@ class _Numbers:
         self._next: int | None = None
 
     @property
-    def next(self) -> int:
+    def upcoming(self) -> int:
         if self._next is None:
             self._next = first_ino(self._take_number())
         return self._next
 
-    @next.setter
-    def next(self, ino: int) -> None:
+    @upcoming.setter
+    def upcoming(self, ino: int) -> None:
         if self._next is not None and ino > self._next:  # not what a volume begins with when it is made
             self._next = ino
 
@@ -81,8 +81,8 @@ class Cas:
     def __init__(
         self, top: Directory, script: Script, instance_name: str, take_number: Callable[[], int]
     ) -> None:
-        """Enter `cas` into `top`. `instance_name`: the one that calls without a name mean; `take_number` gives a volume number that no
-        volume ever had."""
+        """Enter `cas` into `top`. `instance_name`: the one that calls without a name mean; `take_number` gives a volume number that
+        no volume ever had."""
         self._inodes = top.volume.inodes
         self._numbers = _Numbers(take_number)
         self.script = script

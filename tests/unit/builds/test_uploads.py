@@ -46,7 +46,7 @@ class Remote:
     async def read_batch(self, digests: Collection[Digest]) -> Mapping[Digest, bytes | OutputdError]:
         raise AssertionError("not asked")
 
-    def read_stream(self, digest: Digest, offset: int = 0) -> AsyncGenerator[bytes]:
+    def read_stream(self, digest: Digest, offset: int = 0, limit: int = 0) -> AsyncGenerator[bytes]:
         raise AssertionError("not asked")
 
     async def write(self, digest: Digest, data: Callable[[], AsyncGenerator[bytes]]) -> None:

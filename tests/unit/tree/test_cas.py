@@ -19,7 +19,7 @@ SCRIPT = Digest.of(SHA256, b"#!/bin/sh")
 @pytest.fixture
 def tree() -> Tree:
     made = Tree(uid=1, gid=1, now=0)
-    Cas(made.root, lambda directory, digest: SCRIPT if digest == DIGEST else None, "main")
+    Cas(made.root, lambda directory, digest: SCRIPT if digest == DIGEST else None, "main", lambda: 5)
     return made
 
 
