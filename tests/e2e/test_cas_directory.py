@@ -15,6 +15,7 @@ import pytest
 from outputd._proto import remote_execution_pb2 as reapi
 from tests import daemon_fixture
 from tests.daemon_fixture import Daemon
+from tests.e2e.test_restart import restart
 from tests.remote_thread import RemoteThread
 from tests.rev2_tree import Entry, Program, Rev2Tree
 from tests.service_client import BuildClient, digest_of
@@ -195,3 +196,27 @@ def test_a_command_is_a_script(tmp_path: Path) -> None:
             with pytest.raises(OSError) as refused:
                 w.at("command", w.remote.add(data)).stat()
             assert refused.value.errno == errno.EIO
+
+
+def test_who_works_in_it_notices_nothing_of_a_restart() -> None:
+    with world() as w:
+        tree = Rev2Tree(INPUTS)
+        w.add(tree)
+        small, large = w.at("file", w.remote.add(b"small")), w.at("executable", w.remote.add(LARGE))
+        top = w.at("directory", tree.root_digest, "some/instance")
+        paths = [small, large, top, top / "bin", top / "bin/tool", small.parent, top.parents[3]]
+        before = [os.open(path, os.O_RDONLY) for path in paths]
+        numbers = [os.fstat(fd).st_ino for fd in before]
+        restart(w.daemon)
+        try:
+            assert [os.fstat(fd).st_ino for fd in before] == numbers
+            assert [path.stat().st_ino for path in paths] == numbers
+            assert os.pread(before[0], 10, 0) == b"small"
+            assert os.pread(before[1], len(LARGE), 0) == LARGE
+            assert sorted(os.listdir(before[2])) == ["bin", "large"]
+            assert os.stat("tool", dir_fd=before[3]).st_ino == numbers[4]
+            fresh = w.at("file", w.remote.add(b"fresh")).stat().st_ino
+            assert fresh not in numbers
+        finally:
+            for fd in before:
+                os.close(fd)
