@@ -12,7 +12,7 @@ import logging
 import os
 import threading
 import time
-from collections.abc import AsyncIterator, Coroutine, Iterator
+from collections.abc import AsyncIterator, Coroutine
 from dataclasses import replace
 from functools import partial
 from typing import Any, Final
@@ -32,13 +32,15 @@ from outputd.builds.prefetch import Prefetch
 from outputd.builds.presence import LeaseOptions, Presence
 from outputd.builds.refresh import Refresh
 from outputd.builds.state import State
+from outputd.builds.uploads import Uploads
 from outputd.builds.verification import Verification
 from outputd.config import Config, UnixAddress
 from outputd.config.crawl_options import crawl_options
-from outputd.config.remote_options import ConfiguredRemote, checking_results, configured_remotes
+from outputd.config.remote_options import checking_results, configured_remotes
 from outputd.digest import Digest
 from outputd.disk.disk import RealDisk
 from outputd.drive.accounting import Accounting
+from outputd.drive.commands import Commands
 from outputd.drive.content import Content
 from outputd.drive.crawl import CrawlGuard
 from outputd.drive.driver import Driver
@@ -47,18 +49,18 @@ from outputd.drive.ingest import Ingest
 from outputd.drive.loader import Loader
 from outputd.drive.reaper import Reaper
 from outputd.errors import OutputdError, Precondition
+from outputd.facts import awaited, kernel_requests, mount_facts, remote_facts, url_of
 from outputd.front.fuse.answers import Timeouts
-from outputd.front.fuse.callers import name_of
 from outputd.front.fuse.front import FuseFront
 from outputd.memory import return_large_buffers, spare_the_collector
 from outputd.restart import DEVICE, Arrival, Departure, Restarting, arrived, depart, left_behind, until_asked
 from outputd.rpc.action_cache import ReferencedResults
-from outputd.rpc.admin import Admin, MountFacts, RemoteFacts, RestartFacts, StoreFacts
+from outputd.rpc.admin import Admin, RestartFacts, StoreFacts
 from outputd.rpc.bazel_output_service import BazelOutputService
 from outputd.rpc.byte_stream import ByteStream
 from outputd.rpc.calls import Calls
 from outputd.rpc.health import Health
-from outputd.rpc.operations import KernelRequest, Operations
+from outputd.rpc.operations import Operations
 from outputd.rpc.passing import Passing
 from outputd.rpc.reflection import reflection_services
 from outputd.rpc.rev2 import rev2_services
@@ -72,13 +74,12 @@ from outputd.store.disk_store import DiskStore
 from outputd.store.elsewhere import Elsewhere
 from outputd.store.limits import Limits
 from outputd.store.partials import Partials
-from outputd.store.remote.client import RemoteStore
 from outputd.store.remote.relays import Relays
 from outputd.store.routing import Routes
 from outputd.supervisor import Supervisor
+from outputd.tree.cas import Cas
 from outputd.tree.node import File
 from outputd.tree.tree import Tree
-from outputd.wire.fuse_abi import Opcode
 
 _log = logging.getLogger(__name__)
 
@@ -147,6 +148,7 @@ async def _run(
         reading = Elsewhere(store, lambda: {base.instance_name for base in builds.live()})
 
         tree = Tree(uid=os.getuid(), gid=os.getgid(), now=time.time_ns())
+        Cas(tree.root, Commands(local).script, config.remote.instance_name, state.take_number)
         ingest = Ingest(tree, local, local.private)
 
         def closed(file: File) -> None:
@@ -207,17 +209,39 @@ async def _run(
             patience=int(config.outputs.start_timeout * 1e9),
             local_only=remote is None,
         )
+        uploads: Uploads | None = None
+        if remote is not None and config.remote.upload_outputs:
+            uploads = Uploads(
+                remote,
+                local,
+                state.directory,
+                leases,
+                trusted=lease_options.duration,
+                rate=config.remote.upload_rate,
+            )
         healing = Healing(store) if remote is not None and config.outputs.heal else None
         presence = Presence(loader, store, leases, healing, lease_options)
         journals = Journals(f"{config.state.dir}/journals", disk)
         builds = Builds(
-            tree, loader, content, ingest, reaper, store, state, journals, front, presence, options, feed=feed
+            tree,
+            loader,
+            content,
+            ingest,
+            reaper,
+            store,
+            state,
+            journals,
+            front,
+            presence,
+            options,
+            feed=feed,
+            saved=None if uploads is None else uploads.ask,
         )
 
         def held() -> set[Digest]:
             return content.open_digests() | (set() if healing is None else healing.blobs()) | pins.held
 
-        prefetch = Prefetch(loader, reading, local, lambda: _awaited(front), held)
+        prefetch = Prefetch(loader, reading, local, lambda: awaited(front), held)
         pins = Pins(state, builds.root, loader, prefetch, local.is_here)
         feed.ended.append(pins.outdated)
         trees = Trees(builds, prefetch, pins, accounting, guard, feed)
@@ -252,12 +276,18 @@ async def _run(
             try:
                 if handover is None:
                     await builds.restore()
+                    builds.open_scratch()
                     mount = await front.start(config.mount.path, allow_other=config.mount.allow_other)
                     supervisor.keep(DEVICE, mount.fd)
                 else:
                     mount = handover.mount
                     await builds.restore(partial(front.take_over, handover))
+                    builds.open_scratch()
                     front.resume()
+                if uploads is not None:
+                    for base in builds.bases:
+                        uploads.ask(base)
+                    background.append(tasks.create_task(uploads.run(), name="uploads"))
                 if remote is not None and lease_options.duration:
                     refresh = Refresh(builds.live, presence, leases, lease_options.duration)
                     background.append(tasks.create_task(refresh.run(), name="refresh"))
@@ -272,18 +302,18 @@ async def _run(
                     rooms.push_async_callback(relays.close)
                 passing = Passing(relays)
                 operations = Operations(
-                    lambda: _kernel_requests(front, mount.path),
+                    lambda: kernel_requests(front, mount.path),
                     calls,
                     store.under_way,
-                    lambda name: _url(remote, name),
+                    lambda name: url_of(remote, name),
                 )
                 admin = Admin(
                     builds,
                     StoreFacts(local, config.cache.dir, limits, collection),
                     [str(address) for address in config.listen.addresses],
                     lambda: _begin_count(local),
-                    lambda: _mount_facts(front, mount.path),
-                    lambda: [_remote_facts(*some, healing) for some in remotes],
+                    lambda: mount_facts(front, mount.path),
+                    lambda: [remote_facts(*some, healing) for some in remotes],
                     operations,
                     Verification(loader, store),
                     tasks,
@@ -435,61 +465,6 @@ async def _listening(
         await server.stop(_GRACE)
         byte_stream.close()
         remove(sockets)
-
-
-def _mount_facts(front: FuseFront, path: str) -> MountFacts:
-    session = front.session
-    if session is None or not session.minor:
-        return MountFacts(path, "", ())
-    features = [flag.name.lower() for flag in session.features if flag.name is not None]
-    return MountFacts(path, f"7.{session.minor}", features)
-
-
-def _remote_facts(configured: ConfiguredRemote, client: RemoteStore, healing: Healing | None) -> RemoteFacts:
-    contact = client.contact
-    # Healing does not tell the servers apart: what it did stands beside the one that is asked when nothing else is said.
-    if configured.name:
-        healing = None
-    return RemoteFacts(
-        configured.name,
-        configured.prefix,
-        configured.settings.instance_name,
-        configured.url,
-        contact.reached,
-        contact.last_error,
-        contact.last_error_time,
-        contact.unanswered_since,
-        healed=0 if healing is None else healing.healed,
-        healed_bytes=0 if healing is None else healing.healed_bytes,
-        healing=0 if healing is None else healing.waiting,
-        credentials=client.credentials.facts(),
-    )
-
-
-def _url(remotes: Routes | None, instance_name: str) -> str:
-    """Where blobs of an instance are asked for."""
-    route = None if remotes is None else remotes.route(instance_name)
-    return route.remote.url if route is not None and isinstance(route.remote, RemoteStore) else ""
-
-
-def _awaited(front: FuseFront) -> bool:
-    """Whether a process waits for something at this moment."""
-    return front.session is not None and any(True for _ in front.session.waiting())
-
-
-def _kernel_requests(front: FuseFront, mount_path: str) -> Iterator[KernelRequest]:
-    session = front.session
-    if session is None:
-        return
-    for request in session.waiting():
-        yield KernelRequest(
-            Opcode(request.opcode).name,
-            mount_path + session.path(request.nodeid),
-            request.pid,
-            name_of(request.pid),
-            request.began,
-            session.wanted(request.nodeid),
-        )
 
 
 def _remote_identity(config: Config) -> str:

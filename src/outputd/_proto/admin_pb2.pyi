@@ -200,6 +200,7 @@ class OutputBase(_message.Message):
     LAST_BUILD_TIME_FIELD_NUMBER: _builtins.int
     SAVE_ERROR_FIELD_NUMBER: _builtins.int
     OBTAINABLE_FIELD_NUMBER: _builtins.int
+    UPLOAD_FIELD_NUMBER: _builtins.int
     id: _builtins.str
     """As the client sends it. Bazel: the MD5 of the output base's path."""
     running_build_id: _builtins.str
@@ -220,6 +221,10 @@ class OutputBase(_message.Message):
     def obtainable(self) -> Global___Obtainable:
         """What is known of the blobs that the tree consists of."""
 
+    @_builtins.property
+    def upload(self) -> Global___Upload:
+        """How far the tree is on the remote server. Unset: `remote.upload_outputs` is off, or nothing was to be uploaded yet."""
+
     def __init__(
         self,
         *,
@@ -231,14 +236,59 @@ class OutputBase(_message.Message):
         last_build_time: _timestamp_pb2.Timestamp | None = ...,
         save_error: _builtins.str = ...,
         obtainable: Global___Obtainable | None = ...,
+        upload: Global___Upload | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["last_build_time", b"last_build_time", "obtainable", b"obtainable"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["last_build_time", b"last_build_time", "obtainable", b"obtainable", "upload", b"upload"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["dirty", b"dirty", "entries", b"entries", "id", b"id", "last_build_id", b"last_build_id", "last_build_time", b"last_build_time", "obtainable", b"obtainable", "running_build_id", b"running_build_id", "save_error", b"save_error"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["dirty", b"dirty", "entries", b"entries", "id", b"id", "last_build_id", b"last_build_id", "last_build_time", b"last_build_time", "obtainable", b"obtainable", "running_build_id", b"running_build_id", "save_error", b"save_error", "upload", b"upload"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___OutputBase: _TypeAlias = OutputBase  # noqa: Y015
+
+@_typing.final
+class Upload(_message.Message):
+    """How far a tree is on the remote server, since the daemon started."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    RUNNING_FIELD_NUMBER: _builtins.int
+    BLOBS_FIELD_NUMBER: _builtins.int
+    BYTES_FIELD_NUMBER: _builtins.int
+    WAITING_FIELD_NUMBER: _builtins.int
+    ROOT_FIELD_NUMBER: _builtins.int
+    ERROR_FIELD_NUMBER: _builtins.int
+    running: _builtins.bool
+    """It is being looked through or uploaded at this moment."""
+    blobs: _builtins.int
+    """Blobs uploaded so far, Directory messages included."""
+    bytes: _builtins.int
+    """Their sizes together, in bytes."""
+    waiting: _builtins.int
+    """Blobs that the server is known to lack and is about to get."""
+    root: _builtins.str
+    """`HASH/SIZE` of the root Directory of which the server was last seen to have everything, in the output base's instance name and
+    digest function. Empty: of none yet.
+    """
+    error: _builtins.str
+    """Why the server lacks something. Empty: it does not, or nobody tried."""
+    def __init__(
+        self,
+        *,
+        running: _builtins.bool = ...,
+        blobs: _builtins.int = ...,
+        bytes: _builtins.int = ...,
+        waiting: _builtins.int = ...,
+        root: _builtins.str = ...,
+        error: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["blobs", b"blobs", "bytes", b"bytes", "error", b"error", "root", b"root", "running", b"running", "waiting", b"waiting"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___Upload: _TypeAlias = Upload  # noqa: Y015
 
 @_typing.final
 class Obtainable(_message.Message):

@@ -7,6 +7,7 @@ saving take turns, staging and stat need no turn (tree operations are atomic), a
 from __future__ import annotations
 
 import logging
+import os
 import time
 from collections.abc import Awaitable, Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
@@ -17,7 +18,7 @@ from outputd.builds.finalized import Finalized
 from outputd.builds.journals import NO_JOURNAL, Journals
 from outputd.builds.kernel import Changes, KernelCache
 from outputd.builds.loading import Loading
-from outputd.builds.output_base import Build, Modified, Obtainable, OutputBase
+from outputd.builds.output_base import Build, Modified, Obtainable, OutputBase, Upload
 from outputd.builds.pace import Pace
 from outputd.builds.presence import Presence
 from outputd.builds.restoring import Restoring
@@ -42,6 +43,9 @@ from outputd.tree.tree import Tree
 
 _log = logging.getLogger(__name__)
 
+SCRATCH: Final = "/scratch"
+"""In place of an output base's id, for the directory beside `outputs` that people stage actions in. It is kept as an output path
+is, but no build can have this id, for it is no name of one component."""
 _PREFIXES: Final = 10_000
 """Changed paths up to which a starting build is told of them; with more it may as well look at everything."""
 _PREFIX_BYTES: Final = 1 << 20
@@ -98,6 +102,7 @@ class BaseStatus:
     save_error: str
     """Why the last attempt to save it failed; empty when it did not."""
     obtainable: Obtainable
+    upload: Upload
 
 
 class Builds:
@@ -118,9 +123,11 @@ class Builds:
         options: Options,
         *,
         feed: Feed | None = None,
+        saved: Callable[[OutputBase], None] | None = None,
         now: Callable[[], int] = time.time_ns,
     ) -> None:
-        """`now` tells the time in nanoseconds since 1970; `feed` is told what happens."""
+        """`feed` is told what happens, `saved` of an output base when the checkpoint after a build is there; `now` tells the time
+        in nanoseconds since 1970."""
         self._tree = tree
         self._loader = loader
         self._ingest = ingest
@@ -144,7 +151,7 @@ class Builds:
         self._left_over: dict[str, list[str]] = {}
         """Journals of output bases that were cleaned, by id, until their rows are gone."""
         saving = Saving(tree, loader, ingest, blobs.local, state, journals)
-        self.checkpoints: Final = Checkpoints(saving, self._bases.values)
+        self.checkpoints: Final = Checkpoints(saving, self._bases.values, saved)
         """To be run as long as there are builds."""
 
     # the verbs
@@ -155,14 +162,16 @@ class Builds:
         Raises Invalid, Precondition, and Unavailable when the CAS does not answer; then the build id is known all the same, and
         asking again looks through the output path again.
         """
-        name = _base_name(request.output_base_id)
+        _base_name(request.output_base_id)
         if not request.build_id:
             raise Invalid("build_id: is empty, expected an id that no other build has")
         virtual_root = VirtualRoot(request.prefix, request.output_base_id, request.aliases)
         async with self._changes() as changes:
             build = self._running.get(request.build_id)
             if build is None:
-                base = self._bases.get(request.output_base_id) or self._add_base(request, name)
+                base = self._bases.get(request.output_base_id) or self._add_base(
+                    request.output_base_id, request.instance_name, request.function
+                )
                 changes.note()
                 previous = base.build
                 build = Build(request.build_id, base, request.instance_name, request.function, virtual_root)
@@ -284,6 +293,11 @@ class Builds:
             if base.journals:
                 self.checkpoints.ask(base)
 
+    def open_scratch(self) -> None:
+        """Have the directory `scratch`, as it was or empty. To be called after `restore`. Raises Exhausted or Unavailable."""
+        if SCRATCH not in self._bases:
+            self._add_base(SCRATCH, "", DigestFunction.SHA256)
+
     @property
     def restored(self) -> bool:
         """Whether everything that there was has come back."""
@@ -291,8 +305,8 @@ class Builds:
 
     @property
     def bases(self) -> Sequence[OutputBase]:
-        """All there are at this moment, by id."""
-        return [base for _, base in sorted(self._bases.items())]
+        """All there are at this moment, by id; SCRATCH is none of them."""
+        return [base for _, base in sorted(self._bases.items()) if base.id != SCRATCH]
 
     async def describe(self) -> list[BaseStatus]:
         """The output bases, by id."""
@@ -306,12 +320,13 @@ class Builds:
                 base.dirty,
                 base.save_error,
                 base.obtainable,
+                base.upload,
             )
             for base in self.bases
         ]
 
     def live(self) -> list[OutputBase]:
-        """The output bases there are now."""
+        """The output bases there are now, and SCRATCH."""
         return list(self._bases.values())
 
     def root(self, output_base_id: str) -> Directory:
@@ -341,11 +356,11 @@ class Builds:
             )
         return build
 
-    def _add_base(self, request: BuildRequest, name: bytes) -> OutputBase:
+    def _add_base(self, base_id: str, instance_name: str, function: DigestFunction) -> OutputBase:
         now = self._now()
-        volume = self._tree.add_volume(self._state.take_number(), name, now)
-        volume.function = request.function
-        base = OutputBase(request.output_base_id, volume, request.instance_name, now, now=time.monotonic())
+        volume = self._tree.add_volume(self._state.take_number(), os.fsencode(base_id), now)
+        volume.function = function
+        base = OutputBase(base_id, volume, instance_name, now, now=time.monotonic())
         base.finalized = self._nothing_finalized()
         journal = self._journals.open(base.facts, after=NO_JOURNAL, fresh=True)
         try:
@@ -408,13 +423,12 @@ class Builds:
         base.last_build_time = self._now()
 
 
-def _base_name(output_base_id: str) -> bytes:
-    """The name of an output path. Raises Invalid unless it can be one (protocols: one valid path component)."""
+def _base_name(output_base_id: str) -> None:
+    """Raises Invalid unless it can be the name of an output path (protocols: one valid path component)."""
     name = output_base_id.encode(errors="surrogateescape")
     if check_name(name) is not Status.OK:
         shown = output_base_id if len(output_base_id) <= 300 else output_base_id[:300] + "…"
         raise Invalid(f"output_base_id {shown!r}: expected one path component of 1 to 255 bytes")
-    return name
 
 
 async def _entries_in_memory(root: Directory) -> int:

@@ -27,10 +27,19 @@ _LOOK: Final = 5.0
 class Checkpoints:
     """One task for all output bases."""
 
-    def __init__(self, saving: Saving, bases: Callable[[], Collection[OutputBase]]) -> None:
+    def __init__(
+        self,
+        saving: Saving,
+        bases: Callable[[], Collection[OutputBase]],
+        made: Callable[[OutputBase], None] | None,
+    ) -> None:
+        """`made` is told when one that was asked for is there."""
         self._saving = saving
         self._bases = bases
+        self._made = made
         self._asked: dict[OutputBase, None] = {}
+        self._owed: dict[OutputBase, None] = {}
+        """Those that were asked for, and have failed so far."""
         self._wake = asyncio.Event()
 
     def ask(self, base: OutputBase) -> None:
@@ -53,6 +62,12 @@ class Checkpoints:
             for base in dict.fromkeys([*asked, *due]):
                 await self._saving.settle()
                 await self._saving.save(base)
+                if base in asked:
+                    self._owed[base] = None
+                if base in self._owed and not base.save_error:
+                    del self._owed[base]
+                    if self._made is not None:
+                        self._made(base)
 
     async def now(self) -> bool:
         """Of every output base that has changes, whatever else goes on; whether all that was saved is as it is now, or almost."""

@@ -255,7 +255,7 @@ class Collection:
             saved = [_saved_root(base.root) for base in self._state.bases() if base.id not in leaving]
             await reachable.walk(saved)
             for finishing in (False, True):
-                roots = [base.volume.root for base in self._builds.bases if base.id not in leaving]
+                roots = [base.volume.root for base in self._builds.live() if base.id not in leaving]
                 if finishing:
                     reachable.finish(roots)
                 else:

@@ -20,7 +20,7 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import Final, NamedTuple, TypeAlias
 
 from outputd.builds.database import connect, failed
-from outputd.digest import Digest
+from outputd.digest import Digest, DigestFunction
 from outputd.disk.boot import boot_id
 from outputd.disk.disk import Disk
 from outputd.errors import Corrupt, OutputdError
@@ -57,6 +57,11 @@ _Changes: TypeAlias = "dict[tuple[str, bytes], Lease | None]"
 def files_key(directory: Digest) -> bytes:
     """Names the lease of the files that a Directory message lists itself."""
     return b"f" + directory
+
+
+def sent_key(directory: Digest) -> bytes:
+    """Names the lease of a Directory message and everything in and below it, in the remote itself."""
+    return b"u" + directory
 
 
 def subtree_key(digest: Digest | None, record: bytes | None, tree: Digest | None) -> bytes | None:
@@ -147,9 +152,12 @@ class Leases:
             self._fresh[instance_name, key] = lease
 
     def drop(self, instance_name: str, keys: Collection[bytes]) -> None:
-        """These are not true any more."""
+        """These are not true any more, nor is that the remote has what they were about."""
         for key in keys:
             self._fresh[instance_name, key] = None
+            if key[:1] in (b"f", b"s"):
+                directory = Digest(key[1 : 10 + DigestFunction(key[1]).hash_length])
+                self._fresh[instance_name, sent_key(directory)] = None
 
     async def flush(self) -> None:
         """Write what is fresh. A failure is logged: what is not written is asked for again after a restart."""

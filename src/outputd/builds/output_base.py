@@ -11,8 +11,9 @@ from outputd.builds.finalized import Finalized
 from outputd.builds.journal import Journal
 from outputd.builds.leases import Lease
 from outputd.builds.unfinished import Unfinished
-from outputd.digest import DigestFunction
+from outputd.digest import Digest, DigestFunction
 from outputd.errors import Precondition
+from outputd.tree.merkle import Sealed
 from outputd.tree.node import Volume
 from outputd.tree.resolve import VirtualRoot
 
@@ -37,7 +38,9 @@ class OutputBase:
         "saved_changes",
         "saved_time",
         "saving",
+        "sealed",
         "unreclaimed",
+        "upload",
         "volume",
     )
 
@@ -70,6 +73,9 @@ class OutputBase:
         """When that was, by time.monotonic()."""
         self.save_error = ""
         """Why it could not be saved the last time; empty when it could."""
+        self.sealed: Sealed | None = None
+        """What names the state that was saved last; None: there is none."""
+        self.upload = Upload()
         self.finalized: Finalized | None = None
         """Paths finalized by its builds; None where they were not tracked all along."""
         self.obtainable = Obtainable()
@@ -209,6 +215,24 @@ class Obtainable:
         if withdrawn != (0, 0):
             self.dropped_files, self.dropped_directories = withdrawn
             self.dropped_time = now
+
+
+class Upload:
+    """How far an output path is in the remote, since the daemon was started; for people."""
+
+    __slots__ = ("blobs", "bytes", "error", "root", "running", "waiting")
+
+    def __init__(self) -> None:
+        self.running = False
+        self.blobs = 0
+        """Uploaded so far, Directory messages included."""
+        self.bytes = 0
+        self.waiting = 0
+        """Blobs that the remote is known to lack and is about to get."""
+        self.root: Digest | None = None
+        """The digest of the root Directory of which it was last seen to have everything."""
+        self.error = ""
+        """Why it lacks something; empty when it does not, or nobody tried."""
 
 
 @dataclass(frozen=True, slots=True)

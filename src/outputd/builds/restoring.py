@@ -25,6 +25,7 @@ from outputd.drive.ingest import Ingest
 from outputd.drive.loader import Loader
 from outputd.drive.orphans import cut_off
 from outputd.errors import Corrupt, OutputdError
+from outputd.tree.merkle import Sealed
 from outputd.tree.node import Directory, File, Local, Volume, first_ino
 from outputd.tree.records import Reader
 from outputd.tree.tree import Tree
@@ -159,6 +160,8 @@ class Restoring:
         base.finalized = tracked
         base.unreclaimed = unreclaimed
         base.saved_changes = volume.changes
+        if root.record is not None:
+            base.sealed = Sealed(root.digest, root.record)
         return base
 
     async def _reclaim(self, base: OutputBase) -> None:

@@ -75,6 +75,7 @@ class Saving:
                 _log.error("output base %s has no new checkpoint, only its journal: %s", base.id, error)
                 return
             base.save_error = ""
+            base.sealed = sealed
             base.saved_changes = changes
             base.saved_time = time.monotonic()
             self._journals.remove(behind)

@@ -73,6 +73,7 @@ def as_data(status: GetStatusResponse) -> dict[str, object]:
                 "dirty": base.dirty,
                 "save_error": base.save_error or None,
                 "obtainable": _obtainable_data(base),
+                "upload": _upload_data(base),
             }
             for base in status.output_bases
         ],
@@ -106,6 +107,20 @@ def _obtainable_data(base: OutputBase) -> dict[str, object]:
         "dropped_files": known.dropped_files,
         "dropped_directories": known.dropped_directories,
         "dropped_time": _instant(known.dropped_time.seconds) if known.HasField("dropped_time") else None,
+    }
+
+
+def _upload_data(base: OutputBase) -> dict[str, object] | None:
+    if not base.HasField("upload"):
+        return None
+    upload = base.upload
+    return {
+        "running": upload.running,
+        "blobs": upload.blobs,
+        "bytes": upload.bytes,
+        "waiting": upload.waiting,
+        "root": upload.root or None,
+        "error": upload.error or None,
     }
 
 
@@ -221,6 +236,18 @@ def _lines(status: GetStatusResponse, console: Console) -> Iterator[str]:
             warning = f"warning: {base.id} could not be saved, a restart would bring back an older tree: {base.save_error}"
             yield console.paint(Colour.YELLOW, warning)
         yield from (console.paint(Colour.YELLOW, line) for line in _losses(base))
+        if base.HasField("upload"):
+            yield _upload_line(base)
+
+
+def _upload_line(base: OutputBase) -> str:
+    upload = base.upload
+    line = f"{base.id}: {show_count(upload.blobs)} blobs, {show_bytes(upload.bytes)} uploaded"
+    if upload.running:
+        line += f", {show_count(upload.waiting)} or more to go"
+    if upload.root:
+        line += f"; the remote has all of it as Directory {upload.root}"
+    return f"{line}; not uploaded as a whole: {upload.error}" if upload.error else line
 
 
 def _losses(base: OutputBase) -> Iterator[str]:

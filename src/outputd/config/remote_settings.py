@@ -134,6 +134,23 @@ class Remote:
             "Largest sum of blob sizes in one batch request; the server's own limit counts too, larger blobs are streamed.",
         ),
     ]
+    upload_outputs: Annotated[
+        bool,
+        Key(
+            Boolean(),
+            False,
+            "After each build upload what it has made here, with the Directory messages of its output tree, in the background: the "
+            "tree can then be had elsewhere by its root digest, and its blobs need not stay here.",
+        ),
+    ]
+    upload_rate: Annotated[
+        int,
+        Key(
+            Size(0, 1 << 40),
+            "20 MiB",
+            "How many bytes a second `upload_outputs` sends at most, on average; 0: as many as the server takes.",
+        ),
+    ]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

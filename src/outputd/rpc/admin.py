@@ -13,7 +13,7 @@ from outputd import __version__
 from outputd._proto import admin_pb2
 from outputd.builds.builds import Builds
 from outputd.builds.collection import Collection, Report, Wish
-from outputd.builds.output_base import Obtainable
+from outputd.builds.output_base import Obtainable, Upload
 from outputd.builds.verification import Count, Tally, Verification
 from outputd.errors import Invalid
 from outputd.rpc.edge import Context, outcome
@@ -149,6 +149,7 @@ class Admin:
             if base.last_build_time:
                 described.last_build_time.FromNanoseconds(base.last_build_time)
             _describe_obtainable(described.obtainable, base.obtainable)
+            _describe_upload(described, base.upload)
         for facts in self._remotes():
             _describe_remote(reply.remotes.add() if facts.name else reply.remote, facts)
         return reply
@@ -255,6 +256,16 @@ def _describe_obtainable(reply: admin_pb2.Obtainable, known: Obtainable) -> None
     reply.dropped_directories = known.dropped_directories
     if known.dropped_time:
         reply.dropped_time.FromNanoseconds(known.dropped_time)
+
+
+def _describe_upload(reply: admin_pb2.OutputBase, upload: Upload) -> None:
+    if upload.running or upload.root is not None or upload.error:
+        reply.upload.running = upload.running
+        reply.upload.blobs = upload.blobs
+        reply.upload.bytes = upload.bytes
+        reply.upload.waiting = upload.waiting
+        reply.upload.root = "" if upload.root is None else f"{upload.root.hash_hex}/{upload.root.size}"
+        reply.upload.error = upload.error
 
 
 def _verified(tally: Tally, most_losses: int) -> admin_pb2.VerifyResponse:

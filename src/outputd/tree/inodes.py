@@ -6,7 +6,17 @@ never outdated.
 
 from __future__ import annotations
 
-from outputd.tree.node import Child, Directory, Inodes, Node, Page, packed_ino, unpack
+from outputd.tree.node import (
+    Child,
+    Directory,
+    Inodes,
+    Node,
+    Page,
+    Searched,
+    packed_ino,
+    packed_numbered,
+    unpack,
+)
 from outputd.tree.status import NotLoaded
 
 
@@ -117,7 +127,17 @@ class KernelInodes(Inodes):
     def _meet(self, directory: Node, name: bytes, ino: int) -> None:
         assert isinstance(directory, Directory) and directory.children is not None
         child = directory.children.get(name)
-        if child is None or number_of(child) != ino:
+        if child is None and isinstance(directory, Searched):
+            child = directory.find(name)
+        if child is None:
+            return
+        if not (child if isinstance(child, Directory) else directory).volume.saved and not number_of(child):
+            # It was made anew, and is what it was: its name says all of it.
+            if isinstance(child, bytes):
+                child = directory.children[name] = packed_numbered(child, ino)
+            else:
+                child.ino = ino
+        if number_of(child) != ino:
             return
         identity = self.awaited.pop(ino)
         node = unpack(child, directory, name) if isinstance(child, bytes) else child

@@ -362,6 +362,35 @@ class Directory(Node):
         return self.parent is None and (self.volume.root is not self or self.volume.removed)
 
 
+class Searched(Directory):
+    """A directory of which nobody knows all names: a node is made when its name is looked up, and goes when the kernel forgets
+    it."""
+
+    __slots__ = ("found",)
+
+    def __init__(self, mode: int, now: int, volume: Volume) -> None:
+        Directory.__init__(self, mode, now, volume)
+        self.found: dict[bytes, Node] = {}
+        """What was looked up, and the kernel still knows or is about to."""
+
+    def find(self, name: bytes) -> Node | None:
+        """The node at a name that is not among `children`."""
+        node = self.found.get(name) or self._make(name)
+        if node is not None:
+            self.found[name] = node
+            node.parent = self
+            node.name = name
+        return node
+
+    def lose(self, node: Node) -> None:
+        """The kernel has forgotten a node that was found."""
+        if self.found.pop(node.name, None) is not None:
+            node.parent = None
+
+    def _make(self, name: bytes) -> Node | None:
+        raise NotImplementedError
+
+
 Child: TypeAlias = Node | PackedFile
 """What a directory holds under a name."""
 
@@ -395,6 +424,9 @@ class Volume:
         "unmet",
         "writable",
     )
+
+    saved = True
+    """Whether its nodes have the inode numbers again after a restart that they had before it."""
 
     def __init__(self, number: int, now: int, *, writable: bool) -> None:
         self.number = number

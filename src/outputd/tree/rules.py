@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from typing import Final
 
-from outputd.tree.node import MAX_NAME, Child, Directory, Node, unpack
+from outputd.tree.node import MAX_NAME, Child, Directory, Node, Searched, unpack
 from outputd.tree.status import NotLoaded, Status
 
 RENAME_NOREPLACE: Final = 1
@@ -43,6 +43,8 @@ def entries(directory: Directory) -> dict[bytes, Child]:
 def entry(directory: Directory, name: bytes) -> Node | None:
     """The node at a name, unpacked if it was packed. Raises NotLoaded."""
     child = entries(directory).get(name)
+    if child is None and isinstance(directory, Searched):
+        return directory.find(name)
     return unpack(child, directory, name) if isinstance(child, bytes) else child
 
 

@@ -33,6 +33,7 @@ from outputd.tree.node import (
     File,
     Local,
     Node,
+    Searched,
     Volume,
     repack,
     unpack,
@@ -46,7 +47,7 @@ ROOT_INO: Final = 1
 
 
 class Tree:
-    """Everything below one mount point: a read-only root, and the output paths as volumes under `outputs`."""
+    """Everything below one mount point: a read-only root, the output paths as volumes under `outputs`, others beside it."""
 
     def __init__(self, *, uid: int, gid: int, now: int) -> None:
         self.uid = uid
@@ -66,8 +67,8 @@ class Tree:
         self.nameless: dict[File, Volume] = {}
         """Files that have no name yet (O_TMPFILE), each with the only volume where it may get one."""
         self.stale: list[tuple[Node, bytes | None]] = []
-        """What the kernel may remember wrongly since a change that did not come from it: a name of a directory, or the
-        attributes of a node (None). Whoever made the change takes the list and tells the kernel."""
+        """What the kernel may remember wrongly since a change that did not come from it: a name of a directory, or the attributes
+        of a node (None). Whoever made the change takes the list and tells the kernel."""
         self.dropped: list[Node] = []
         """Local files and subtrees that lost their last name, and files the kernel's last reference too; for drive to free."""
 
@@ -95,7 +96,10 @@ class Tree:
         if node.lookups <= 0 and ino != ROOT_INO:
             node.lookups = 0
             del self.inodes[ino]
-            if isinstance(node, Directory):
+            if isinstance(node.parent, Searched):
+                node.parent.lose(node)
+                self._drop(node)
+            elif isinstance(node, Directory):
                 node.negatives = None
                 node.listed = None
             elif not isinstance(node, File) or not repack(node):
@@ -104,23 +108,24 @@ class Tree:
     # volumes
 
     def add_volume(self, number: int, name: bytes, now: int) -> Volume:
-        """A new, empty, writable output path at `outputs/name`; replaces nothing."""
-        assert self.outputs.children is not None and name not in self.outputs.children, name
+        """A new, empty, writable output path at `outputs/name`, beside `outputs` if it begins with a slash; replaces nothing."""
+        holder, name = (self.root, name[1:]) if name[:1] == b"/" else (self.outputs, name)
+        assert name not in entries(holder), name
         volume = Volume(number, now, writable=True)
         volume.inodes = self.inodes
-        self._enter(self.outputs, name, volume.root, now)
-        self.identify(volume.root, self.outputs)
-        self._mark_stale(self.outputs, name, None)
+        self._enter(holder, name, volume.root, now)
+        self.identify(volume.root, holder)
+        self._mark_stale(holder, name, None)
         return volume
 
     def remove_volume(self, volume: Volume, now: int) -> None:
         """Take an output path away, whatever it holds, at once."""
         root = volume.root
-        if root.parent is None:
+        holder, name = root.parent, root.name
+        if holder is None:
             return
-        name = root.name
-        self._leave(self.outputs, name, now)
-        self._mark_stale(self.outputs, name, root)
+        self._leave(holder, name, now)
+        self._mark_stale(holder, name, root)
         root.parent = None
         volume.removed = True
         self.dropped.append(root)

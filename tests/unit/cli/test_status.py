@@ -109,6 +109,7 @@ def test_programs(outputd: Commands, daemon: GetStatusResponse) -> None:
                 "dropped_directories": 0,
                 "dropped_time": None,
             },
+            "upload": None,
         }
     ]
 

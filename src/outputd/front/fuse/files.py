@@ -17,6 +17,7 @@ from outputd.front.fuse.kept import KeptHandles
 from outputd.front.fuse.passthrough import Passthrough
 from outputd.store.waiting import in_thread
 from outputd.tree.node import MAX_NAME, Directory, File, Local
+from outputd.tree.rules import may_change
 from outputd.tree.status import Status
 from outputd.tree.tree import Tree
 from outputd.wire.fuse_abi import FSYNC_FDATASYNC, OPEN_KILL_SUIDGID, WRITE_CACHE, WRITE_KILL_SUIDGID
@@ -114,6 +115,8 @@ class Files:
                 return error_reply(unique, errno.EEXIST)
             if not isinstance(existing, File):
                 return error_reply(unique, errno.EISDIR if isinstance(existing, Directory) else errno.ESTALE)
+            if _changes(flags) and not may_change(existing):
+                return error_reply(unique, errno.EROFS)
             opened = self._open(existing, flags)
             if open_flags & OPEN_KILL_SUIDGID:
                 self._tree.drop_privileges(existing)
@@ -155,6 +158,8 @@ class Files:
         file = self._tree.inodes[nodeid]
         if not isinstance(file, File):
             return error_reply(unique, errno.EISDIR if isinstance(file, Directory) else errno.EINVAL)
+        if _changes(flags) and not may_change(file):
+            return error_reply(unique, errno.EROFS)
         opened = self._open(file, flags)
         if open_flags & OPEN_KILL_SUIDGID:  # beside O_TRUNC
             self._tree.drop_privileges(file)
@@ -263,3 +268,8 @@ class Files:
         slot = self._kept.opened(fh, opened.file.ino, backing, writing=writing)
         self._handles[fh] = Handle(opened, writing=writing, slot=slot)
         return fh, open_flags, backing
+
+
+def _changes(flags: int) -> bool:
+    """Whether somebody opens a file to change it."""
+    return flags & os.O_ACCMODE != os.O_RDONLY or bool(flags & os.O_TRUNC)

@@ -12,6 +12,7 @@ from typing import Final
 
 from outputd.drive.content import Content
 from outputd.front.fuse.answers import Answers
+from outputd.tree.cas import copy_of
 from outputd.tree.node import Directory, File, Node, Special, Symlink
 from outputd.tree.rules import entry, may_change
 from outputd.tree.status import NotLoaded, Status
@@ -207,6 +208,9 @@ class Names:
         node = self._inodes[ino]
         directory = self._inodes[nodeid]
         assert isinstance(directory, Directory)
+        copy = copy_of(node, directory.volume)
+        if copy is not None:
+            return self._enter(unique, nodeid, name, copy, uid, gid)
         status = self._tree.link(node, directory, name, time.time_ns())
         if status is not Status.OK:
             return self._answers.refuse(unique, status)

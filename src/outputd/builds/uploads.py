@@ -1,0 +1,371 @@
+"""What builds have made here goes to the remote in the background, with the Directory messages that name it. Fails no build, and
+takes no part in deciding what a build sees.
+
+Afterwards the whole of an output path can be had on any machine by the digest of its root Directory, and its blobs may be evicted
+here. A message is sent only when the remote has all that it names. What the remote was seen to have is remembered with the leases
+(leases.py): after a build what it has changed is looked at, and a restart goes on where the last run was. What REv2 cannot say
+(docs/explanation/identity.md) stays here.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+import time
+from collections.abc import AsyncGenerator, Callable, Collection, Iterable
+from functools import partial
+from typing import Final
+
+from outputd.builds.leases import Lease, Leases, sent_key
+from outputd.builds.output_base import OutputBase, Upload
+from outputd.builds.pace import Pace
+from outputd.digest import Digest
+from outputd.drive.loader import decoding_directory
+from outputd.drive.slices import in_slices
+from outputd.errors import (
+    Corrupt,
+    Denied,
+    Exhausted,
+    Invalid,
+    NotFound,
+    OutputdError,
+    Precondition,
+    Throttled,
+    Unavailable,
+    Unsupported,
+)
+from outputd.store.base import LocalStore, RemoteBlobs
+from outputd.store.batches import batches
+from outputd.store.waiting import in_thread
+
+_log = logging.getLogger(__name__)
+
+_BLOBS_A_QUESTION: Final = 10_000
+"""As many as one call of FindMissingBlobs takes (store/remote/client.py)."""
+_SMALL: Final = 256 << 10
+"""A blob up to this size travels in a batch."""
+_BATCH_BYTES: Final = 2 << 20
+_STRIDE: Final = 256 << 10
+"""Bytes of a large blob that are read, and waited for by the rate, in one go."""
+_RETRY: Final = 60.0
+"""Seconds after which an output path is tried again for which the remote did not answer."""
+_REFUSALS: Final = (Denied, Unsupported, Precondition)
+"""Errors after which trying again makes no sense before the next build ends."""
+_OF_ONE_BLOB: Final = (NotFound, Corrupt, Invalid, Exhausted)
+"""Errors that say nothing of other blobs: it is gone, or larger than the server takes. But for Throttled."""
+
+
+class Rate:
+    """So many bytes in a second, on average; 0: as many as there are."""
+
+    def __init__(self, bytes_per_second: int) -> None:
+        self._rate = bytes_per_second
+        self._free = 0.0
+        """When all that was let through so far has had its time, by time.monotonic()."""
+
+    async def spend(self, size: int) -> None:
+        """Return when it is the turn of these bytes."""
+        if self._rate:
+            now = time.monotonic()
+            wait = self._free - now
+            self._free = max(self._free, now) + size / self._rate
+            if wait > 0:
+                await asyncio.sleep(wait)
+
+
+class Uploads:
+    """A queue of output bases and who works it off, one after the other. Lives on the event loop."""
+
+    def __init__(
+        self,
+        remote: RemoteBlobs,
+        local: LocalStore,
+        message: Callable[[Digest], bytes | None],
+        leases: Leases,
+        *,
+        trusted: int,
+        rate: int,
+        now: Callable[[], int] = time.time_ns,
+    ) -> None:
+        """`message` finds the Directory messages that lie here. `trusted`: for how many nanoseconds the remote is believed to have
+        what it was seen to have; `rate`: bytes per second, 0 for no limit; `now` tells nanoseconds since 1970.
+        """
+        self._remote = remote
+        self._local = local
+        self._message = message
+        self._leases = leases
+        self._trusted = trusted
+        self._rate = Rate(rate)
+        self._now = now
+        self._queue: dict[OutputBase, float] = {}
+        """With the time, by time.monotonic(), before which it is not tried."""
+        self._wake = asyncio.Event()
+
+    def ask(self, base: OutputBase) -> None:
+        """Its last checkpoint is to be in the remote. What was under way for an earlier one is left."""
+        self._queue[base] = 0.0
+        self._wake.set()
+
+    async def run(self) -> None:
+        """Work until cancelled."""
+        while True:
+            self._wake.clear()
+            now = time.monotonic()
+            base = next((base for base, when in self._queue.items() if when <= now), None)
+            if base is not None:
+                del self._queue[base]
+                await self._upload(base)
+                continue
+            try:
+                async with asyncio.timeout_at(self._next()):
+                    await self._wake.wait()
+            except TimeoutError:
+                pass  # one is to be tried again
+
+    # within
+
+    def _next(self) -> float | None:
+        """When there is something to do, by the loop's clock; None: not before somebody asks."""
+        if not self._queue:
+            return None
+        return asyncio.get_running_loop().time() + min(self._queue.values()) - time.monotonic()
+
+    async def _upload(self, base: OutputBase) -> None:
+        progress, sealed = base.upload, base.sealed
+        if sealed is None or base.removed:
+            return
+        before = progress.blobs, progress.bytes
+        progress.running = True
+        try:
+            remote = self._remote.of_instance(base.instance_name) if base.instance_name else self._remote
+            sending = _Sending(
+                remote, base.instance_name, self._local, self._message, self._leases, self._rate, progress
+            )
+            trusted = self._now() - self._trusted
+            whole = await sending.send(sealed.digest, trusted, self._now, lambda: self._is_left(base))
+        except OutputdError as error:
+            again = not isinstance(error, _REFUSALS)
+            if again:
+                self._queue.setdefault(base, time.monotonic() + _RETRY)
+            if progress.error != str(error):
+                then = f"tried again in {_RETRY:g} s" if again else "tried again after the next build"
+                _log.warning("output base %s is not uploaded, %s: %s", base.id, then, error)
+            progress.error = str(error)
+            return
+        finally:
+            progress.running = False
+            progress.waiting = 0
+            await self._leases.flush()
+        if self._is_left(base):
+            return
+        progress.error = sending.error
+        blobs, size = progress.blobs - before[0], progress.bytes - before[1]
+        if not whole:
+            _log.warning("output base %s is not uploaded as a whole: %s", base.id, sending.error)
+        elif progress.root != sealed.digest or blobs:
+            progress.root = sealed.digest
+            _log.info(
+                "output base %s is in the remote as Directory %s; %d blobs, %d bytes were uploaded",
+                base.id,
+                sealed.digest,
+                blobs,
+                size,
+            )
+
+    def _is_left(self, base: OutputBase) -> bool:
+        """There is a later checkpoint to be uploaded, or nothing any more."""
+        return base.removed or base in self._queue
+
+
+class _Sending:
+    """One root and all below it."""
+
+    def __init__(
+        self,
+        remote: RemoteBlobs,
+        instance_name: str,
+        local: LocalStore,
+        message: Callable[[Digest], bytes | None],
+        leases: Leases,
+        rate: Rate,
+        progress: Upload,
+    ) -> None:
+        self._remote = remote
+        self._instance_name = instance_name
+        self._local = local
+        self._message = message
+        self._leases = leases
+        self._rate = rate
+        self._progress = progress
+        self._inner: dict[Digest, list[Digest]] = {}
+        """The directories that were looked into, with those in them of which it is not known that the remote has them."""
+        self._height: dict[Digest, int] = {}
+        """Of each of these, how many such lie one in the other below it."""
+        self._lacking: set[Digest] = set()
+        """Directories of which the remote lacks something."""
+        self.error = ""
+        """Why it lacks the first of what it lacks."""
+
+    async def send(
+        self, root: Digest, trusted: int, now: Callable[[], int], left: Callable[[], bool]
+    ) -> bool:
+        """Whether the remote has everything at the end, or `left` has ended it. `trusted`: since when leases count, in nanoseconds
+        since 1970. Raises what RemoteBlobs raises, and Unavailable or Corrupt when what lies here cannot be read."""
+        began = now()
+        await self._walk(root, trusted, left)
+        levels: dict[int, list[Digest]] = {}
+        for directory, height in self._height.items():
+            levels.setdefault(height, []).append(directory)
+        for _, level in sorted(levels.items()):
+            for start in range(0, len(level), _BLOBS_A_QUESTION):
+                if left():
+                    return True
+                await self._send_messages(level[start : start + _BLOBS_A_QUESTION], began)
+        return root not in self._lacking
+
+    async def _walk(self, root: Digest, trusted: int, left: Callable[[], bool]) -> None:
+        """Find the directories to be sent, and send the files in them."""
+        pace = Pace()
+        files: dict[Digest, list[Digest]] = {}
+        count = 0
+        stack = [(root, False)] if not self._known([root], trusted) else []
+        while stack and not left():
+            directory, below_done = stack.pop()
+            if below_done:
+                below = (self._height[inner] for inner in self._inner[directory])
+                self._height[directory] = 1 + max(below, default=-1)
+            elif directory not in self._inner:
+                message = self._read(directory)
+                self._inner[directory] = []
+                stack.append((directory, True))
+                if message is not None:  # else it came from the remote, as did all that is in it
+                    listing = await in_slices(decoding_directory(directory, message))
+                    digests = list(dict.fromkeys(digest for _, digest in listing.directories))
+                    known = self._known(digests, trusted)
+                    self._inner[directory] = [digest for digest in digests if digest not in known]
+                    stack += ((digest, False) for digest in self._inner[directory])
+                    files[directory] = [digest for _, digest, _ in listing.files]
+                    count += len(files[directory])
+            if count >= _BLOBS_A_QUESTION or (not stack and files):
+                await self._send_files(files)
+                files, count = {}, 0
+            if pace.due:
+                await pace.turn()
+
+    def _known(self, directories: list[Digest], trusted: int) -> set[Digest]:
+        """Those that the remote is believed to have, with all below."""
+        keys = {sent_key(directory): directory for directory in directories}
+        leases = self._leases.get(self._instance_name, list(keys))
+        return {keys[key] for key, lease in leases.items() if lease.asked >= trusted}
+
+    def _read(self, directory: Digest) -> bytes | None:
+        """Its message, None when that does not lie here."""
+        message = self._message(directory)
+        return self._local.read(directory) if message is None else message
+
+    async def _send_files(self, files: dict[Digest, list[Digest]]) -> None:
+        missing = await self._remote.find_missing({digest for some in files.values() for digest in some})
+        self._progress.waiting += len(missing)
+        failed = await self._send_blobs(missing)
+        if failed:
+            self._lacking |= {directory for directory, some in files.items() if not failed.isdisjoint(some)}
+
+    async def _send_messages(self, level: list[Digest], began: int) -> None:
+        """Those of directories of which all that they name is in the remote, or is not."""
+        ready: list[Digest] = []
+        for directory in level:
+            if directory in self._lacking or not self._lacking.isdisjoint(self._inner[directory]):
+                self._lacking.add(directory)
+            else:
+                ready.append(directory)
+        missing = await self._remote.find_missing(ready)
+        self._progress.waiting += len(missing)
+        for some in batches([directory for directory in ready if directory in missing], _BATCH_BYTES):
+            messages: dict[Digest, bytes] = {}
+            for directory in some:
+                message = self._read(directory)
+                if message is None:
+                    self._fail(directory, NotFound(f"Directory {directory}: nobody has its message any more"))
+                    self._lacking.add(directory)
+                else:
+                    messages[directory] = message
+            self._lacking |= await self._send_batch(messages)
+        sent = [sent_key(directory) for directory in ready if directory not in self._lacking]
+        self._leases.put(self._instance_name, dict.fromkeys(sent, Lease(began, 1)))
+        await self._leases.flush()
+
+    async def _send_blobs(self, digests: Collection[Digest]) -> set[Digest]:
+        """Send blobs of the local store; those that the remote still lacks."""
+        failed: set[Digest] = set()
+        for some in batches((digest for digest in digests if digest.size <= _SMALL), _BATCH_BYTES):
+            here = await in_thread(self._read_all, some)
+            for digest in some:
+                if digest not in here:
+                    self._fail(digest, NotFound(f"blob {digest}: nobody has it any more"))
+                    failed.add(digest)
+            sent_not = await self._send_batch(here)
+            failed |= sent_not
+            await in_thread(self._confirm, [digest for digest in here if digest not in sent_not])
+        for digest in digests:
+            if digest.size > _SMALL:
+                try:
+                    await self._remote.write(digest, partial(self._pieces, digest))
+                except OutputdError as error:
+                    self._fail(digest, error)
+                    failed.add(digest)
+                else:
+                    self._sent([digest])
+                    self._confirm([digest])
+        return failed
+
+    async def _send_batch(self, blobs: dict[Digest, bytes]) -> set[Digest]:
+        """Those that the remote did not take."""
+        if not blobs:
+            return set()
+        await self._rate.spend(sum(map(len, blobs.values())))
+        failures = await self._remote.write_batch(blobs)
+        for digest, error in failures.items():
+            self._fail(digest, error)
+        self._sent([digest for digest in blobs if digest not in failures])
+        return set(failures)
+
+    def _fail(self, digest: Digest, error: OutputdError) -> None:
+        """Go on without this one, or raise what befalls all."""
+        if isinstance(error, Throttled) or not isinstance(error, _OF_ONE_BLOB):
+            raise error
+        _log.debug("blob %s is not uploaded: %s", digest, error)
+        self.error = self.error or str(error)
+        self._progress.waiting -= 1
+
+    def _sent(self, digests: list[Digest]) -> None:
+        self._progress.blobs += len(digests)
+        self._progress.bytes += sum(digest.size for digest in digests)
+        self._progress.waiting -= len(digests)
+
+    def _confirm(self, digests: list[Digest]) -> None:
+        try:
+            self._local.confirm_remote(digests)
+        except Unavailable as error:
+            _log.warning("a blob stays marked as only here: %s", error)
+
+    def _read_all(self, digests: Iterable[Digest]) -> dict[Digest, bytes]:
+        """Those that are here."""
+        found = {digest: self._local.read(digest) for digest in digests}
+        return {digest: data for digest, data in found.items() if data is not None}
+
+    async def _pieces(self, digest: Digest) -> AsyncGenerator[bytes]:
+        """The bytes of a large blob, as fast as the rate allows."""
+        fd = self._local.open(digest)
+        if fd is None:
+            raise NotFound(f"blob {digest}: nobody has it any more")
+        try:
+            for offset in range(0, digest.size, _STRIDE):
+                await self._rate.spend(min(_STRIDE, digest.size - offset))
+                yield await in_thread(os.pread, fd, _STRIDE, offset)
+        except OSError as error:
+            raise Unavailable(
+                f"blob {digest}: cannot read it from the local store: {error.strerror}"
+            ) from error
+        finally:
+            os.close(fd)
