@@ -262,6 +262,7 @@ async def _run(
         work = [
             ("ingest", ingest.run()),
             ("reaper", reaper.run()),
+            ("read-ahead", content.read_ahead.run()),
             ("collector", spare_the_collector()),
             ("watchdog", supervisor.ping()),
         ]

@@ -70,7 +70,8 @@ class Content:
         self._open: dict[File, OpenFile] = {}
         self._fetches: Flights[Digest] = Flights(tasks)
         self._copies: Flights[File] = Flights(tasks)
-        self._siblings = Siblings(blobs, tasks, ahead)
+        self.read_ahead: Final = Siblings(blobs, ahead)
+        """To be run as long as files are read."""
         # Keys only have to differ from those of private files that an earlier run left behind.
         self._next_key = self._first_key = time.time_ns()
 
@@ -324,7 +325,7 @@ class Content:
                     await opened.ranges.need(*wanted)
                     return
                 if not self._blobs.local.has(digest):
-                    self._siblings.fetching(file, digest)
+                    self.read_ahead.fetching(file, digest)
                     await self._blobs.of_instance(self._instance_of(file)).fetch(digest)
                 if writable:
                     try:

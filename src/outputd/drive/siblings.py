@@ -27,6 +27,8 @@ _MOST: Final = 512
 """Files brought at once."""
 _BUDGET: Final = 8 << 20
 """Bytes brought at once."""
+_PATIENCE: Final = 10.0
+"""Seconds for which a batch is waited for."""
 _DIRECTORIES: Final = 16
 """Directories that are kept in mind."""
 
@@ -51,20 +53,24 @@ class _Walk:
 class Siblings:
     """Of one tree. Lives on the event loop."""
 
-    def __init__(
-        self, blobs: BlobStore, tasks: asyncio.TaskGroup, ahead: Ahead = lambda _, wanted: wanted
-    ) -> None:
+    def __init__(self, blobs: BlobStore, ahead: Ahead = lambda _, wanted: wanted) -> None:
         """`ahead` is asked which of the files that follow one may be brought for its reader."""
         self._ahead = ahead
         self._blobs = blobs
-        self._tasks = tasks
+        self._tasks: asyncio.TaskGroup | None = None
+        """While `run` runs."""
         self._walks: dict[Directory, _Walk] = {}
         """The one that gave the last sign at the end."""
+
+    async def run(self) -> None:
+        """Work until cancelled; then what is under way is given up, for nobody waits for it."""
+        async with asyncio.TaskGroup() as self._tasks:
+            await asyncio.Event().wait()
 
     def fetching(self, file: File, digest: Digest) -> None:
         """A reader waits for this file, which is not here."""
         directory = file.parent
-        if directory is None or directory.children is None or digest.size > _SMALL:
+        if self._tasks is None or directory is None or directory.children is None or digest.size > _SMALL:
             return
         walk = self._walks.pop(directory, None) or _Walk()
         self._walks[directory] = walk
@@ -87,8 +93,12 @@ class Siblings:
 
     async def _bring(self, walk: _Walk, blobs: BlobStore, digests: set[Digest]) -> None:
         try:
-            failures = await blobs.fetch_many(digests)
-        except OutputdError as error:
+            # After what the reader waits for has left: whatever becomes of these must not keep it.
+            await asyncio.sleep(0)
+            await asyncio.sleep(0)
+            async with asyncio.timeout(_PATIENCE):
+                failures = await blobs.fetch_many(digests)
+        except (OutputdError, TimeoutError) as error:
             _log.debug("reading ahead of %d files: %s", len(digests), error)
         else:
             if failures:

@@ -20,10 +20,11 @@ async def read(w: World, file: File) -> bytes:
 def test_who_reads_one_file_after_the_other_finds_the_next_ones_here(tmp_path: Path) -> None:
     async def run() -> None:
         async with world(tmp_path) as w:
+            await asyncio.sleep(0)  # the background tasks begin
             files = [w.staged(b"%04d" % index, b"bytes %d" % index) for index in range(400)]
             for index, file in enumerate(files):
                 assert await read(w, file) == b"bytes %d" % index
-                await asyncio.sleep(0)
+                await asyncio.sleep(0.001)
             assert len(w.remote.fetched) < 12
             assert w.remote.batches[:4] == [16, 32, 64, 128]
 
@@ -33,10 +34,11 @@ def test_who_reads_one_file_after_the_other_finds_the_next_ones_here(tmp_path: P
 def test_two_files_are_no_walk(tmp_path: Path) -> None:
     async def run() -> None:
         async with world(tmp_path) as w:
+            await asyncio.sleep(0)  # the background tasks begin
             files = [w.staged(b"%04d" % index, b"bytes %d" % index) for index in range(100)]
             for file in files[:2]:
                 await read(w, file)
-            await asyncio.sleep(0)
+            await asyncio.sleep(0.001)
             assert w.remote.batches == []
 
     asyncio.run(run())
@@ -45,6 +47,7 @@ def test_two_files_are_no_walk(tmp_path: Path) -> None:
 def test_large_files_are_neither_a_sign_nor_brought(tmp_path: Path) -> None:
     async def run() -> None:
         async with world(tmp_path) as w:
+            await asyncio.sleep(0)  # the background tasks begin
             large = [w.staged(b"large %d" % index, bytes([index]) * (300 << 10)) for index in range(5)]
             for file in large:
                 await read(w, file)
@@ -52,7 +55,7 @@ def test_large_files_are_neither_a_sign_nor_brought(tmp_path: Path) -> None:
             small = [w.staged(b"small %d" % index, b"bytes %d" % index) for index in range(4)]
             for file in small[:3]:
                 await read(w, file)
-            await asyncio.sleep(0)
+            await asyncio.sleep(0.001)
             assert w.remote.batches == [4]  # all small ones, whoever has read them already
 
     asyncio.run(run())

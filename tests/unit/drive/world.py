@@ -152,6 +152,7 @@ async def world(path: object, read_timeout: float = 5.0) -> AsyncIterator[World]
         background = [
             tasks.create_task(made.ingest.run()),
             tasks.create_task(made.reaper.run()),
+            tasks.create_task(made.content.read_ahead.run()),
         ]
         try:
             yield made
