@@ -95,6 +95,7 @@ class JournalAgainstTree(TreeAgainstDirectory):
         self.reap()
         self.tree, self.volume = tree, volume
         self.old_keys = self.keys
+        self.freed.clear()  # what was freed before is not remembered, and may be freed again
         self.begin_journal()
 
 

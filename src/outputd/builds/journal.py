@@ -96,6 +96,7 @@ class Journal:
         self._next_number = ROOT + 1
         self._staged_in: Directory | None = None
         """The directory of the packed files below, which one record will say."""
+        self._staged_number = NOWHERE
         self._staged_at = 0
         self._staged_size = 0
         self._staged_names: list[bytes] = []
@@ -181,6 +182,8 @@ class Journal:
         if isinstance(child, bytes):
             if directory is not self._staged_in or now != self._staged_at or len(child) != self._staged_size:
                 self.settle()
+                # Now, for by the time of `settle` it may be gone, or have another name.
+                self._staged_number = self._number(directory)
                 self._staged_in, self._staged_at, self._staged_size = directory, now, len(child)
             self._staged_names.append(name)
             self._staged.append(child)
@@ -231,13 +234,13 @@ class Journal:
             self._change(ADOPTING, file.parent, file.content.key, body)
 
     def settle(self) -> None:
-        directory = self._staged_in
-        if directory is not None:
+        if self._staged_in is not None:
             names, files = self._staged_names, self._staged
             self._staged_in, self._staged_names, self._staged = None, [], []
             head = STAGING.pack(len(names), self._staged_size)
             body = b"".join((head, bytes(map(len, names)), *names, *files))
-            self._change(STAGED, directory, self._staged_at, body)
+            if self._staged_number != NOWHERE:
+                self._append(CHANGE.pack(STAGED, self._staged_number, self._staged_at) + body)
 
     # within
 

@@ -480,5 +480,7 @@ def private_path(private_dir: str, local: Local) -> str:
 def _unlink(path: str) -> None:
     try:
         os.unlink(path)
+    except FileNotFoundError:
+        pass  # swept at the start, when nobody knew yet that it had a name in a directory that was not loaded
     except OSError as error:
         _log.warning("%s: cannot be discarded: %s", path, error.strerror)
