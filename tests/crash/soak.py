@@ -40,6 +40,10 @@ class Held(NamedTuple):
     """Bytes of state.db, without its log."""
 
 
+JOURNALS = 3
+"""One for each of the two output bases, and one for scratch."""
+
+
 def soak(daemon: Daemon, seconds: float, *, files: int = 10_000) -> Iterator[Held]:
     """Builds on two output bases for so long, `files` staged in each."""
     begin = time.monotonic()
@@ -77,7 +81,7 @@ def _build(channel: grpc.Channel, daemon: Daemon, base: str, number: int, files:
 def _held(daemon: Daemon, seconds: float, builds: int) -> Held:
     """Once the checkpoints are made and everything closed is a blob."""
     end = time.monotonic() + _REST_SECONDS
-    while len(os.listdir(daemon.state / "journals")) > 2 or os.listdir(daemon.cache / "private"):
+    while len(os.listdir(daemon.state / "journals")) > JOURNALS or os.listdir(daemon.cache / "private"):
         if time.monotonic() > end:
             break  # the numbers tell
         time.sleep(0.05)

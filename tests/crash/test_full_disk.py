@@ -24,7 +24,7 @@ SIZE = 24 << 20
 CONTENTS = [b"%d " % number * 50 for number in range(200)]
 
 JOURNAL_FULL = "nothing can be added to the output path: journal .*: No space left on device; [0-9]+ bytes"
-NO_CHECKPOINT = "output base base has no new checkpoint, only its journal: .*(No space left|is full)"
+NO_CHECKPOINT = r"output base \S+ has no new checkpoint, only its journal: .*(No space left|is full)"
 STATE_FULL = "cannot reserve volume numbers, the next save does it: .*state.db: database or disk is full"
 KEPT = "state/mount: open files would not survive a crash: No space left on device"
 FULL = "No space left on device|database or disk is full|nothing that may go is left|nothing goes that is only here"
