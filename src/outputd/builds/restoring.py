@@ -116,7 +116,14 @@ class Restoring:
         return base
 
     async def _play_back(self, base: OutputBase, chain: Chain) -> None:
-        replay = Replay(self._tree, base.volume, Loading(self._loader))
+        loading = Loading(self._loader)
+        replay = Replay(self._tree, base.volume, loading)
+        # What was unfinished at the checkpoint is met before a directory above it moves.
+        unmet = [
+            unfinished
+            for unfinished in base.unreclaimed
+            if isinstance(await loading.run(partial(file_at, base.volume.root, unfinished)), OutputdError)
+        ]
         for path in chain.paths:
             await replay.run(self._journals.records(path))
         replayed = replay.replayed
@@ -124,8 +131,7 @@ class Restoring:
             # Killed between the word and the deed: it is a local file still.
             if file.content == digest and os.path.lexists(self._content.private_path(Local(key))):
                 self._tree.set_content(file, Local(key))
-        found = [*unfinished_below(base.volume.root), *base.unreclaimed]
-        base.unreclaimed = list(dict.fromkeys(found))
+        base.unreclaimed = list(dict.fromkeys([*unfinished_below(base.volume.root), *unmet]))
         try:
             base.take_facts(replayed.facts)
         except (KeyError, ValueError, TypeError, AttributeError, OutputdError) as error:

@@ -155,3 +155,22 @@ def test_inode_numbers_are_new_although_their_range_could_not_be_reserved(
 
 async def _killed(output_base_id: str) -> None:
     raise Unavailable(f"{output_base_id}: its row cannot be removed")
+
+
+def test_a_file_open_at_the_checkpoint_whose_directory_moved_later_keeps_what_was_written(
+    tmp_path: Path,
+) -> None:
+    data = b"first and second"
+
+    async def run() -> None:
+        async with world(tmp_path, crash=True) as w:
+            await w.start()
+            w.mkdir("d")
+            file = w.write("d/log", b"first ", close=False)
+            await w.finalize()
+            w.content.write(w.content._open[file], 0, memoryview(data), append=False)
+            assert w.tree.rename(w.root(), b"d", w.root(), b"moved", 0, NOW) is Status.OK
+        async with world(tmp_path) as w:
+            assert await w.listing() == {"moved/": None, "moved/log": Digest.of(SHA256, data)}
+
+    asyncio.run(run())
