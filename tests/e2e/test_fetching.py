@@ -146,11 +146,12 @@ def test_grep_is_limited(tmp_path: Path) -> None:
             ["grep", "-r", "content", top], capture_output=True, text=True, check=False, process_group=0
         )
         assert found.returncode == 2
-        assert 15 <= len(found.stdout.splitlines()) <= 20
+        # What was read ahead counts too, also where grep did not come that far.
+        assert 5 <= len(found.stdout.splitlines()) <= 20
         complaints = found.stderr.splitlines()
         assert len(complaints) >= 80
         assert all("Operation not permitted" in line for line in complaints)
-        assert stored(daemon) == 20
+        assert 15 <= stored(daemon) <= 20
         # What is here can be read all the same, and another job may have its own share fetched.
         again = subprocess.run(
             ["grep", "-rs", "content", top], capture_output=True, text=True, check=False, process_group=0
