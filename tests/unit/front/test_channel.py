@@ -231,13 +231,29 @@ def test_an_abort_ends_the_channel_with_its_cause(monkeypatch: pytest.MonkeyPatc
     async def main() -> None:
         with FakeKernel() as kernel:
             channel = Channel(kernel.device())
-            _fail(monkeypatch, "readv", errno.ECONNABORTED)
+            _fail(monkeypatch, "readv", *[errno.ECONNABORTED] * 100)  # it says so for ever
             served = Served(channel)
             kernel.ask(fake_kernel.request(Opcode.STATFS))
             await served.ended()
             (cause,) = served.ends
             assert cause is not None
             assert cause.errno == errno.ECONNABORTED
+            channel.close()
+
+    asyncio.run(main())
+
+
+def test_a_request_lost_to_an_unmount_is_no_abort(monkeypatch: pytest.MonkeyPatch) -> None:
+    """fuse_dev_do_read() says ECONNABORTED, too, of a request that it took when the mount was just taken off."""
+
+    async def main() -> None:
+        with FakeKernel() as kernel:
+            channel = Channel(kernel.device())
+            _fail(monkeypatch, "readv", errno.ECONNABORTED, errno.ECONNABORTED, errno.ENODEV)
+            served = Served(channel)
+            kernel.ask(fake_kernel.request(Opcode.STATFS))
+            await served.ended()
+            assert served.ends == [None]
             channel.close()
 
     asyncio.run(main())

@@ -34,6 +34,8 @@ _SPIN: Final = 30e-6
 while a wake-up across CPUs costs 50: 50,000 cold lstats took 1.6 s instead of 3.0, and the daemon 1.1 s of CPU instead of 1.5."""
 _SPINS_IN_VAIN: Final = 4
 """Wakes in a row whose spin found nothing, after which only every sixteenth tries it."""
+_ABORTS_DOUBTED: Final = 8
+"""Reads in a row that say ECONNABORTED before it is believed: that many requests may wait when a mount is taken off."""
 
 
 class Channel:
@@ -44,7 +46,7 @@ class Channel:
     was taken off, with the error when the connection was aborted (ECONNABORTED) or reading failed.
     """
 
-    __slots__ = ("_buffer", "_fd", "_in_vain", "_loop", "_on_end", "_on_request", "_vector")
+    __slots__ = ("_aborts", "_buffer", "_fd", "_in_vain", "_loop", "_on_end", "_on_request", "_vector")
 
     def __init__(self, fd: int) -> None:
         os.set_blocking(fd, False)
@@ -56,6 +58,8 @@ class Channel:
         self._on_request: Callable[[memoryview, int], None] = _nobody_listens
         self._on_end: Callable[[OSError | None], None] = _nobody_minds
         self._in_vain = 0
+        self._aborts = 0
+        """Reads in a row that said ECONNABORTED."""
 
     @property
     def fd(self) -> int:
@@ -106,9 +110,15 @@ class Channel:
             return 0
         except OSError as error:
             # ENOENT: the request was withdrawn by a signal between our wake and our read (fuse_dev_do_read).
-            if error.errno != errno.ENOENT:
-                self._end(None if error.errno == errno.ENODEV else error)
+            if error.errno == errno.ENOENT:
+                return 0
+            # A request that is read while the mount is taken off ends so, too; the next read tells one from the other.
+            if error.errno == errno.ECONNABORTED and self._aborts < _ABORTS_DOUBTED:
+                self._aborts += 1
+                return 0
+            self._end(None if error.errno == errno.ENODEV else error)
             return 0
+        self._aborts = 0
         if not length:  # the other end of a socket that plays the kernel is closed; the device never says so
             self._end(None)
         return length

@@ -60,9 +60,11 @@ class Tries:
             raise error
         self._count += 1
         passed = time.monotonic() - self._start
-        pause = failure.delay + random.uniform(0, self._interval)
-        if passed + pause > self._seconds:
+        left = self._seconds - passed
+        if failure.delay >= left:
             # The last failure stands for all; how often and how long tells a hiccup from an outage.
             raise type(error)(f"{error} (tried {self._count} times in {passed:.1f} s)") from error.__cause__
+        # The last try is made when the time is up, not before: what was promised is to try for so long.
+        pause = min(failure.delay + random.uniform(0, self._interval), left)
         self._interval = min(2 * self._interval, _LAST_INTERVAL)
         await asyncio.sleep(pause)
