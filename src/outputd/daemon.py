@@ -137,7 +137,7 @@ async def _run(
             local.relief.offer(partials.relieve)
         feed = Feed()
         accounting = Accounting()
-        guard = CrawlGuard(crawl_options(config.crawl))
+        guard = CrawlGuard(crawl_options(config.crawl), accounting)
         accounting.arrivals.append(feed.arrived)
         counted = None if remote is None else Counted(remote, accounting.arrived)
         store = await rooms.enter_async_context(CachedStore(local, counted, partials))
@@ -165,7 +165,7 @@ async def _run(
             closed=closed,
             gone=lambda file: builds.gone(file),
             make_room=local.make_room,
-            ahead=partial(guard.ahead, accounting),
+            permits=guard,
         )
         loader = Loader(
             state,

@@ -137,6 +137,7 @@ class _Control:
 
 async def _serve(place: str, *features: str) -> None:
     async with world(f"{place}/store", 20.0) as parts, asyncio.TaskGroup() as tasks:
+        accounting = Accounting()
         front = FuseFront(
             parts.tree,
             parts.driver,
@@ -144,8 +145,8 @@ async def _serve(place: str, *features: str) -> None:
             parts.reaper,
             tasks,
             timeouts=Timeouts(_HOUR, _HOUR, _HOUR),
-            accounting=Accounting(),
-            guard=CrawlGuard(CrawlOptions(Mode.OFF, 1, 1, 1.0, (), ())),
+            accounting=accounting,
+            guard=CrawlGuard(CrawlOptions(Mode.OFF, 1, 1, 1.0, (), ()), accounting),
             store_dir=f"{place}/store",
             xattrs="xattrs" in features,
             passthrough="passthrough" in features,

@@ -18,7 +18,7 @@ from outputd.disk.disk import Disk
 from outputd.drive.disk_error import disk_error
 from outputd.drive.flights import Flights
 from outputd.drive.open_file import Frozen, NotLocal, OpenFile, TooLong
-from outputd.drive.siblings import Ahead, Siblings
+from outputd.drive.siblings import Permits, Siblings
 from outputd.errors import NotFound, OutputdError, TimedOut
 from outputd.store.base import BlobStore
 from outputd.store.room import is_full
@@ -54,10 +54,10 @@ class Content:
         closed: Callable[[File], None],
         gone: Callable[[File], None] = lambda _: None,
         make_room: Callable[[int], bool] = lambda _: False,
-        ahead: Ahead = lambda _, wanted: wanted,
+        permits: Permits | None = None,
     ) -> None:
         """`closed` is told of every file that has local bytes and no writer any more, `gone` of every one whose blob is nowhere.
-        `make_room` is asked when the disk is full, and says whether to try once more."""
+        `make_room` is asked when the disk is full, and says whether to try once more, `permits` before files are read ahead."""
         self._gone = gone
         self._tree = tree
         self._blobs = blobs
@@ -70,7 +70,7 @@ class Content:
         self._open: dict[File, OpenFile] = {}
         self._fetches: Flights[Digest] = Flights(tasks)
         self._copies: Flights[File] = Flights(tasks)
-        self.read_ahead: Final = Siblings(blobs, ahead)
+        self.read_ahead: Final = Siblings(blobs, permits)
         """To be run as long as files are read."""
         # Keys only have to differ from those of private files that an earlier run left behind.
         self._next_key = self._first_key = time.time_ns()

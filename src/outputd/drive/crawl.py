@@ -13,7 +13,6 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 from fnmatch import fnmatchcase
-from itertools import islice
 from typing import Final, NamedTuple
 
 from outputd.digest import Digest
@@ -84,10 +83,15 @@ class Job:
 class CrawlGuard:
     """For one event loop."""
 
-    def __init__(self, options: CrawlOptions, now: Callable[[], float] = time.monotonic) -> None:
+    def __init__(
+        self, options: CrawlOptions, accounting: Accounting, now: Callable[[], float] = time.monotonic
+    ) -> None:
         self._options = options
+        self._accounting = accounting
         self._now = now
         self._jobs: OrderedDict[int, Job] = OrderedDict()
+        self._ahead: set[Digest] = set()
+        """What is under way for a job that had not asked for it, and was counted."""
 
     @property
     def idle(self) -> bool:
@@ -102,7 +106,7 @@ class CrawlGuard:
     def admit(self, caller: Caller, digest: Digest, size: int) -> None:
         """A job asks for `size` bytes of a blob that is not here. Raises Refused."""
         options = self._options
-        if options.mode is Mode.OFF or not caller.group or self._allowed(caller):
+        if options.mode is Mode.OFF or digest in self._ahead or not caller.group or self._allowed(caller):
             return
         job = self._job(caller)
         if not job.over:
@@ -124,18 +128,39 @@ class CrawlGuard:
                 f"{caller.process.name} (process {caller.process.pid}) may have nothing fetched for now: {job.reason}"
             )
 
-    def ahead(self, accounting: Accounting, read: Digest, wanted: set[Digest]) -> set[Digest]:
-        """Which of the blobs that may be read after `read` are to be brought; they count for whoever reads that."""
-        process, place = accounting.asker(read)
+    def ahead(self, read: Digest, wanted: Sequence[Digest]) -> Sequence[Digest]:
+        """Which of the blobs that are not here and may be read after `read` are to be brought, and count for who reads that.
+
+        When they are here, or will not come, `came` must follow.
+        """
+        process, place = self._accounting.asker(read)
+        wanted = [digest for digest in wanted if digest not in self._ahead]
         job = next((job for job in reversed(self._jobs.values()) if job.process == process), None)
         if job is not None:
+            wanted = [digest for digest in wanted if digest not in job.seen]  # it waits for these
             if self._options.mode is Mode.LIMIT:
-                wanted = set() if job.over else set(islice(wanted, self._options.files - job.files))
+                wanted = self._allowance(job, wanted)
             job.files += len(wanted)
             job.bytes += sum(digest.size for digest in wanted)
         for digest in wanted:
-            accounting.asked(process, place, digest)
+            self._accounting.asked(process, place, digest)
+        self._ahead.update(wanted)
         return wanted
+
+    def came(self, digests: Sequence[Digest]) -> None:
+        """Of what `ahead` let through nothing is under way any more: it is here, or whoever reads it is counted."""
+        self._ahead.difference_update(digests)
+
+    def _allowance(self, job: Job, wanted: Sequence[Digest]) -> list[Digest]:
+        """As many of the first of these as the job may still have."""
+        allowed: list[Digest] = []
+        left = 0 if job.over else self._options.bytes - job.bytes
+        for digest in wanted:
+            left -= digest.size
+            if left < 0 or job.files + len(allowed) >= self._options.files:
+                break
+            allowed.append(digest)
+        return allowed
 
     def _job(self, caller: Caller) -> Job:
         now = self._now()

@@ -8,13 +8,14 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Callable, Iterator
-from typing import Final, TypeAlias
+from collections.abc import Iterator, Sequence
+from typing import Final, Protocol
 
 from outputd.digest import Digest
 from outputd.errors import OutputdError
 from outputd.store.base import BlobStore
-from outputd.tree.node import Child, Directory, File, blob_of
+from outputd.store.waiting import in_thread
+from outputd.tree.node import Directory, File, blob_of
 
 _log = logging.getLogger(__name__)
 
@@ -31,9 +32,20 @@ _PATIENCE: Final = 10.0
 """Seconds for which a batch is waited for."""
 _DIRECTORIES: Final = 16
 """Directories that are kept in mind."""
+_LOOKUPS_HERE: Final = 64
+"""Blobs that are looked for in the local store without a thread: 0.2 ms."""
 
 
-Ahead: TypeAlias = Callable[[Digest, set[Digest]], set[Digest]]
+class Permits(Protocol):
+    """Whoever says how much may be fetched for a reader that has not asked for it yet."""
+
+    def ahead(self, read: Digest, wanted: Sequence[Digest]) -> Sequence[Digest]:
+        """Which of these blobs, none of them here, are to be brought for who reads `read`; the first of them, if not all."""
+        ...
+
+    def came(self, digests: Sequence[Digest]) -> None:
+        """What `ahead` let through is here, or will not come."""
+        ...
 
 
 class _Walk:
@@ -44,8 +56,8 @@ class _Walk:
     def __init__(self) -> None:
         self.seen = 0
         self.window = _FIRST
-        self.rest: Iterator[Child] | None = None
-        """What comes behind the file that gave the last sign, as of then."""
+        self.rest: Iterator[bytes] | None = None
+        """The names behind the file that gave the sign, and then those before it, as of then."""
         self.ahead = False
         """A batch is under way."""
 
@@ -53,9 +65,9 @@ class _Walk:
 class Siblings:
     """Of one tree. Lives on the event loop."""
 
-    def __init__(self, blobs: BlobStore, ahead: Ahead = lambda _, wanted: wanted) -> None:
-        """`ahead` is asked which of the files that follow one may be brought for its reader."""
-        self._ahead = ahead
+    def __init__(self, blobs: BlobStore, permits: Permits | None = None) -> None:
+        """Without `permits` everything may be brought."""
+        self._permits = permits
         self._blobs = blobs
         self._tasks: asyncio.TaskGroup | None = None
         """While `run` runs."""
@@ -82,20 +94,47 @@ class Siblings:
         if walk.rest is None:
             names = list(directory.children)
             behind = names.index(file.name) + 1
-            children = list(directory.children.values())
-            walk.rest = iter(children[behind:] + children[:behind])
-        wanted = self._ahead(digest, _next_small(walk))
-        if wanted:
-            walk.ahead = True
-            walk.window = min(2 * walk.window, _MOST)
-            blobs = self._blobs.of_instance(directory.volume.instance_name)
-            self._tasks.create_task(self._bring(walk, blobs, wanted))
+            walk.rest = iter(names[behind:] + names[:behind])
+        walk.ahead = True
+        self._tasks.create_task(self._advance(walk, directory, digest))
 
-    async def _bring(self, walk: _Walk, blobs: BlobStore, digests: set[Digest]) -> None:
+    async def _advance(self, walk: _Walk, directory: Directory, read: Digest) -> None:
         try:
             # After what the reader waits for has left: whatever becomes of these must not keep it.
             await asyncio.sleep(0)
             await asyncio.sleep(0)
+            digests: Sequence[Digest] = await self._next_absent(walk, directory)
+            if self._permits is not None:
+                digests = self._permits.ahead(read, digests)
+            if not digests:
+                return
+            walk.window = min(2 * walk.window, _MOST)
+            try:
+                await self._bring(self._blobs.of_instance(directory.volume.instance_name), digests)
+            finally:
+                if self._permits is not None:
+                    self._permits.came(digests)
+        finally:
+            walk.ahead = False
+
+    async def _next_absent(self, walk: _Walk, directory: Directory) -> list[Digest]:
+        """The next files of a walk that are not here, as many as its window and the budget allow."""
+        local = self._blobs.local
+        absent: dict[Digest, None] = {}
+        budget = _BUDGET
+        while (most := walk.window - len(absent)) and budget > 0:
+            some = _next_small(walk, directory, most, budget)
+            if not some:
+                break
+            missing = (
+                local.missing(some) if len(some) <= _LOOKUPS_HERE else await in_thread(local.missing, some)
+            )
+            absent |= dict.fromkeys(digest for digest in some if digest in missing)
+            budget -= sum(digest.size for digest in missing)
+        return list(absent)
+
+    async def _bring(self, blobs: BlobStore, digests: Sequence[Digest]) -> None:
+        try:
             async with asyncio.timeout(_PATIENCE):
                 failures = await blobs.fetch_many(digests)
         except (OutputdError, TimeoutError) as error:
@@ -104,21 +143,21 @@ class Siblings:
             if failures:
                 # Whoever reads one of these is told what is wrong with it.
                 _log.debug("reading ahead: %d of %d files did not come", len(failures), len(digests))
-        finally:
-            walk.ahead = False
 
 
-def _next_small(walk: _Walk) -> set[Digest]:
-    """The next files of a walk, as many as its window and the budget allow."""
-    wanted: set[Digest] = set()
-    size = 0
+def _next_small(walk: _Walk, directory: Directory, most: int, budget: int) -> list[Digest]:
+    """Up to so many of the next files of a walk, and hardly more bytes than the budget allows."""
+    wanted: list[Digest] = []
     assert walk.rest is not None
-    for child in walk.rest:
-        digest = blob_of(child)
+    if directory.children is None:  # the tree has let go of it
+        return wanted
+    for name in walk.rest:
+        child = directory.children.get(name)
+        digest = None if child is None else blob_of(child)
         if digest is None or digest.size > _SMALL:
             continue
-        wanted.add(digest)
-        size += digest.size
-        if len(wanted) >= walk.window or size >= _BUDGET:
+        wanted.append(digest)
+        budget -= digest.size
+        if len(wanted) >= most or budget <= 0:
             break
     return wanted

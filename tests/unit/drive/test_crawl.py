@@ -31,9 +31,14 @@ def caller(
 
 
 def guard(
-    mode: Mode, clock: Callable[[], float], *, allow: tuple[str, ...] = (), deny: tuple[str, ...] = ()
+    mode: Mode,
+    clock: Callable[[], float],
+    *,
+    allow: tuple[str, ...] = (),
+    deny: tuple[str, ...] = (),
+    accounting: Accounting | None = None,
 ) -> CrawlGuard:
-    return CrawlGuard(CrawlOptions(mode, 3, 1000, 60.0, allow, deny), clock)
+    return CrawlGuard(CrawlOptions(mode, 3, 1000, 60.0, allow, deny), accounting or Accounting(), clock)
 
 
 def read(found: CrawlGuard, who: Caller, count: int, size: int = 1) -> int:
@@ -99,17 +104,36 @@ def test_allowed(who: Caller) -> None:
 
 
 def test_what_is_read_ahead_counts() -> None:
-    accounting = Accounting()
-    who = caller()
     for mode, brought in ((Mode.LIMIT, 2), (Mode.WARN, 10)):
-        found = guard(mode, Clock())
+        accounting = Accounting()
+        who = caller()
+        found = guard(mode, Clock(), accounting=accounting)
         found.admit(who, digest(0), 1)
         accounting.asked(who.process, Place("base", b"dir/0"), digest(0))
-        ahead = found.ahead(accounting, digest(0), {digest(number) for number in range(1, 11)})
-        assert len(ahead) == brought
-        accounting.arrived(ahead.pop(), 7)
+        ahead = found.ahead(digest(0), [digest(number) for number in range(1, 11)])
+        assert list(ahead) == [digest(number) for number in range(1, 1 + brought)]
+        accounting.arrived(digest(1), 7)
         assert accounting.processes.top(1)[0][0] == who.process
-        assert read(found, who, 2) == (1 if mode is Mode.LIMIT else 2)
+        if mode is Mode.LIMIT:
+            with pytest.raises(Refused):
+                found.admit(who, digest(99), 1)
+        for number in range(1, 1 + brought):
+            found.admit(who, digest(number), 1)  # it was counted, and is under way
+        assert found.ahead(digest(0), [digest(1)]) == []
+        found.came(ahead)
+        if mode is Mode.LIMIT:
+            with pytest.raises(Refused):
+                found.admit(who, digest(1), 1)
+
+
+def test_no_more_bytes_are_read_ahead_than_a_job_may_have() -> None:
+    accounting = Accounting()
+    who = caller()
+    found = guard(Mode.LIMIT, Clock(), accounting=accounting)
+    found.admit(who, digest(0), 500)
+    accounting.asked(who.process, Place("base", b"dir/0"), digest(0))
+    large = [Digest.make(DigestFunction.SHA256, bytes([number]) * 32, 400) for number in range(1, 4)]
+    assert found.ahead(digest(0), large) == large[:1]
 
 
 def test_denied() -> None:
