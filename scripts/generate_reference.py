@@ -202,7 +202,7 @@ def _config() -> Iterator[str]:
 
 def _setting(entry: Entry) -> str:
     key = entry.key
-    default = "not set" if key.default is None else f"`{toml_value(key.default)}`"  # type: ignore[arg-type]
+    default = "not set" if key.default is None else f"`{toml_value(key.default)}`"  # type: ignore[arg-type]  # defaults of the table are plain
     others = [f"`{entry.variable}`", *([f"`{key.flag}`"] if key.flag else [])]
     also = "" if entry.section.startswith(f"{REMOTES}.") else f" Also: {', '.join(others)}."
     return f"| `{entry.name}` | {_cell(key.kind.name)} | {_cell(default)} | {_cell(key.sentence)}{also} |"
@@ -217,7 +217,7 @@ def _example() -> Iterator[str]:
             section = entry.section
             yield f"[{section}]"
         default = entry.key.default
-        yield f"# {entry.name} = ..." if default is None else f"{entry.name} = {toml_value(default)}"  # type: ignore[arg-type]
+        yield f"# {entry.name} = ..." if default is None else f"{entry.name} = {toml_value(default)}"  # type: ignore[arg-type]  # as above
 
 
 # --- the protocols

@@ -12,6 +12,7 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Final, TypeVar
 
@@ -241,7 +242,7 @@ class Actor:
         """lstat(2) some paths; what it tells is to be so after a crash as well."""
         paths = sorted(self.expected.things)
         for path in self.random.sample(paths, min(len(paths), 10)):
-            status = self.step(nothing(f"lstat {path}"), lambda path=path: os.lstat(self.top / path))  # type: ignore[misc]
+            status = self.step(nothing(f"lstat {path}"), partial(os.lstat, self.top / path))
             self._note(self.expected.things[path], status)
 
     def list_directory(self) -> None:
@@ -250,7 +251,7 @@ class Actor:
         with self.step(nothing("opendir"), lambda: os.scandir(self.top / path)) as entries:
             for entry in self.step(nothing("readdir"), lambda: list(entries)):
                 name = f"{path}/{entry.name}".lstrip("/")
-                status = self.step(nothing(f"lstat {name}"), lambda name=name: os.lstat(self.top / name))  # type: ignore[misc]
+                status = self.step(nothing(f"lstat {name}"), partial(os.lstat, self.top / name))
                 self._note(self.expected.things[name], status)
 
     @staticmethod

@@ -8,6 +8,7 @@ import subprocess
 import sys
 import threading
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Final
 
@@ -188,7 +189,7 @@ class LocalActor(Actor):
         try:
             for _ in range(self.random.choice((0, 1, 1, 2))):
                 data = self._data()
-                written = self.step(Write(path, offset, data), lambda data=data: os.write(fd, data))  # type: ignore[misc]
+                written = self.step(Write(path, offset, data), partial(os.write, fd, data))
                 assert written == len(data), "a short write"
                 offset += written
         finally:

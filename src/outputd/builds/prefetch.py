@@ -135,6 +135,5 @@ class Prefetch:
 
     async def _give_way(self) -> None:
         end = time.monotonic() + _PATIENCE
-        # No event: requests come and go by the thousand.
-        while self._awaited() and time.monotonic() < end:  # noqa: ASYNC110
+        while self._awaited() and time.monotonic() < end:  # noqa: ASYNC110 - they come and go by the thousand
             await asyncio.sleep(_STEP)

@@ -56,9 +56,9 @@ class Verb(Protocol):
     @property
     def NAME(self) -> str: ...  # noqa: N802 - a module's constant
     @property
-    def SUMMARY(self) -> str: ...  # noqa: N802
+    def SUMMARY(self) -> str: ...  # noqa: N802 - as NAME
     @property
-    def EXAMPLES(self) -> str: ...  # noqa: N802
+    def EXAMPLES(self) -> str: ...  # noqa: N802 - as NAME
 
     def add_arguments(self, parser: argparse.ArgumentParser) -> None: ...
 

@@ -26,7 +26,7 @@ class _Request(Protocol):
     file_by_filename: str
     file_containing_symbol: str
 
-    def WhichOneof(self, oneof_group: str) -> str | None: ...  # noqa: N802
+    def WhichOneof(self, oneof_group: str) -> str | None: ...  # noqa: N802 - protobuf's name
 
 
 class Reflection:

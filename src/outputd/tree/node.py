@@ -388,6 +388,7 @@ class Searched(Directory):
             node.parent = None
 
     def _make(self, name: bytes) -> Node | None:
+        """A new node for a name; None where there is none. Each kind has its own."""
         raise NotImplementedError
 
 

@@ -9,6 +9,8 @@ import asyncio
 import logging
 import os
 import time
+from functools import partial
+from operator import getitem
 from typing import Final
 
 from outputd.drive.content import Content
@@ -81,7 +83,7 @@ async def reopen(
     files.next_fh, listings.next_fh = handover.next_handle, handover.next_directory_handle
     for opened in handover.opened:
         try:
-            file = await driver.run(lambda ino=opened.ino: tree.inodes[ino])  # type: ignore[misc]
+            file = await driver.run(partial(getitem, tree.inodes, opened.ino))
             assert isinstance(file, File)
             if isinstance(file.content, Local):
                 file.content.size = os.stat(content.private_path(file.content)).st_size
@@ -90,7 +92,7 @@ async def reopen(
             _log.error("inode %d was open and cannot be found again: %r", opened.ino, error)
     for known in handover.directories:
         try:
-            directory = await driver.run(lambda ino=known.ino: tree.inodes[ino])  # type: ignore[misc]
+            directory = await driver.run(partial(getitem, tree.inodes, known.ino))
         except (OutputdError, KeyError) as error:
             _log.error("directory %d was open and cannot be found again: %r", known.ino, error)
         else:
