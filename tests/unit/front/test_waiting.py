@@ -25,8 +25,8 @@ class World:
         self.asked.append(pid)
         return self.left.get(pid, False)
 
-    def add(self, unique: int, pid: int) -> None:
-        self.waiting.add(Request(Opcode.READ, unique, 1, pid), self._wait(unique))
+    def add(self, unique: int, pid: int, *, local: bool = False) -> None:
+        self.waiting.add(Request(Opcode.READ, unique, 1, pid, local=local), self._wait(unique))
 
     async def _wait(self, unique: int) -> None:
         try:
@@ -66,6 +66,24 @@ def test_interrupt_is_for_who_is_to_stop_or_cannot_be_looked_at(
         assert world.answers.get(1) == answer
         assert 2 not in world.answers
         assert [request.unique for request in world.waiting] == ([2] if answer else [1, 2])
+
+    run(work)
+
+
+def test_what_waits_for_the_disk_is_not_ended_half_done(monkeypatch: pytest.MonkeyPatch) -> None:
+    """ftruncate(2) and fsync(2) on a disk know no signals, and programs expect no EINTR from them."""
+    monkeypatch.setattr(module, "_LOOK_EVERY", 0.001)
+
+    async def work(world: World) -> None:
+        world.left[17] = True
+        world.add(1, 17, local=True)
+        world.add(2, 17)
+        world.waiting.interrupt(1)
+        await until(lambda: 2 in world.answers)
+        assert world.answers == {2: "interrupted"}
+        world.gate.set()
+        await until(lambda: 1 in world.answers)
+        assert world.answers[1] == "done"
 
     run(work)
 

@@ -18,7 +18,7 @@ from outputd.digest import Digest
 from outputd.drive.driver import Driver
 from outputd.drive.open_file import Frozen, NotLocal, TooLong
 from outputd.drive.reaper import Reaper
-from outputd.errors import OutputdError, Refused, Throttled
+from outputd.errors import OutputdError, Refused, Throttled, TooLarge
 from outputd.front.fuse.channel import MAX_WRITE, Channel, Notifier
 from outputd.front.fuse.demand import Demand
 from outputd.front.fuse.errnos import of_error
@@ -187,15 +187,15 @@ class Session:
                     if not self._channel.reply(answer):
                         self._take_back(opcode, answer)
                 else:
-                    self._later(Request(opcode, unique, nodeid, pid), answer)
+                    self._later(Request(opcode, unique, nodeid, pid, local=True), answer)
         except Frozen as frozen:
             self._later(Request(opcode, unique, nodeid, pid), self._renewed(unique, frozen.file))
         except (NotLoaded, NotLocal, TooLong) as need:
-            request = Request(opcode, unique, nodeid, pid)
-            if len(self._waiting) >= self._most_waiting and not isinstance(need, TooLong):
-                self._fail(request, Throttled(f"{len(self._waiting)} requests wait already"))
-                return
+            request = Request(opcode, unique, nodeid, pid, local=isinstance(need, TooLong))
             if not isinstance(need, TooLong):
+                if len(self._waiting) >= self._most_waiting:
+                    self._fail(request, Throttled(f"{len(self._waiting)} requests wait already"))
+                    return
                 try:
                     self._demand.note(pid, need)
                 except Refused as refused:
@@ -274,6 +274,7 @@ class Session:
                 result = await self._renewed(unique, frozen.file)
             request.message = None
             if result is not None and not isinstance(result, bytes):
+                request.local = True
                 result = await result
             if result is not None and not self._channel.reply(result):
                 self._take_back(request.opcode, result)
@@ -310,7 +311,8 @@ class Session:
                 now = time.monotonic()
                 again = now - self._full_told < _FULL_AGAIN
                 self._full_told = self._full_told if again else now
-            again = again or isinstance(error, Refused)  # told once for the whole job
+            # The one is told once for the whole job, the other is no trouble of ours: what was asked for is too much for any disk.
+            again = again or isinstance(error, Refused | TooLarge)
             _log.log(
                 logging.DEBUG if again else logging.WARNING,
                 "%s of %s for process %d failed with %s%s: %s%s",

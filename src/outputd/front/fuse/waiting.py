@@ -22,14 +22,16 @@ _CALLERS_A_TURN: Final = 20
 class Request:
     """One that waits."""
 
-    __slots__ = ("began", "given_up", "message", "nodeid", "opcode", "pid", "unique")
+    __slots__ = ("began", "given_up", "local", "message", "nodeid", "opcode", "pid", "unique")
 
-    def __init__(self, opcode: int, unique: int, nodeid: int, pid: int) -> None:
+    def __init__(self, opcode: int, unique: int, nodeid: int, pid: int, *, local: bool = False) -> None:
         self.opcode = opcode
         self.unique = unique
         self.nodeid = nodeid
         self.pid = pid
         """The thread that made it; 0 when it is of a process namespace that we do not see."""
+        self.local = local
+        """Only this machine's disk is waited for: no signal ends it half done, as on any file system."""
         self.began = time.monotonic()
         self.message: bytes | None = None
         """The request itself, as long as it only waits: nothing was changed for it, and it may be asked again."""
@@ -63,7 +65,7 @@ class Waiting:
     def interrupt(self, unique: int) -> None:
         """The caller got a signal; the kernel tells of no second one. If it is not to stop by this one, we look for others."""
         found = self._requests.get(unique)
-        if found is not None and self._left(found[0].pid) is not False:
+        if found is not None and not found[0].local and self._left(found[0].pid) is not False:
             _cancel(found[1])
 
     def abandon(self) -> None:
@@ -107,7 +109,7 @@ class Waiting:
             before = time.monotonic() - _LOOK_EVERY
             left: dict[int, bool] = {}
             for request, task in list(self._requests.values()):
-                if request.began > before:
+                if request.local or request.began > before:
                     continue
                 if request.pid not in left:
                     left[request.pid] = self._left(request.pid) is True
