@@ -13,6 +13,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TextIO
 
+from outputd.errors import Unavailable
+
 
 class ExitCode(enum.IntEnum):
     """How a command ended. Documented in docs/reference/cli.md; scripts rely on it."""
@@ -30,6 +32,10 @@ class ExitCode(enum.IntEnum):
     """Ended by Ctrl-C, as shells count it: 128 + SIGINT."""
     BROKEN_PIPE = 141
     """The reader of our output went away, as shells count it: 128 + SIGPIPE."""
+
+
+class NoDaemon(Unavailable):
+    """No daemon answers at any address of the settings."""
 
 
 class Colour(enum.StrEnum):

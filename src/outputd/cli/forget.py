@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Final
 from outputd.cli.console import Console, ExitCode, show_bytes, show_count
 from outputd.cli.selected import add_selection, selection
 from outputd.cli.setting_flags import add_setting_flags, load_settings
-from outputd.errors import Invalid, Unavailable
+from outputd.errors import Invalid
 
 if TYPE_CHECKING:
     from outputd.rpc.trees_client import ForgetResponse
@@ -36,11 +36,7 @@ def run(arguments: argparse.Namespace, console: Console) -> ExitCode:
     from outputd.cli.running_daemon import answering
     from outputd.rpc.trees_client import forget
 
-    try:
-        target, status = answering(settings, console.environ)
-    except Unavailable as wrong:
-        console.complain(f"{wrong}\nstart it with `outputd serve`, or name its address with --listen")
-        return ExitCode.NO_DAEMON
+    target, status = answering(settings, console.environ)
     chosen = selection(arguments, status)
     if not chosen:
         raise Invalid("nothing is named: give a PATTERN or a --label")

@@ -13,7 +13,7 @@ from outputd.cli.console import Console, ExitCode, columns, show_bytes, show_cou
 from outputd.cli.setting_flags import add_setting_flags, load_settings
 from outputd.config.kinds import Size
 from outputd.config.places import Places
-from outputd.errors import Invalid, Unavailable
+from outputd.errors import Invalid
 
 if TYPE_CHECKING:
     from outputd.rpc.admin_client import GarbageReport
@@ -62,18 +62,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace, console: Console) -> ExitCode:
     settings = load_settings(arguments, console).config
-    from outputd.cli.running_daemon import ask_daemon
-    from outputd.rpc.admin_client import collect_garbage, fetch_status
+    from outputd.cli.running_daemon import answering
+    from outputd.rpc.admin_client import collect_garbage
 
-    def who_answers(target: str, seconds: float) -> str:
-        fetch_status(target, seconds)
-        return target
-
-    try:
-        target = ask_daemon(settings, console.environ, who_answers)
-    except Unavailable as wrong:
-        console.complain(f"{wrong}\nstart it with `outputd serve`, or name its address with --listen")
-        return ExitCode.NO_DAEMON
+    target, _ = answering(settings, console.environ)
     report = collect_garbage(
         target,
         dry_run=arguments.dry_run,

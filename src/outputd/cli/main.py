@@ -29,7 +29,7 @@ from outputd.cli import (
     verify,
     watch,
 )
-from outputd.cli.console import Console, ExitCode
+from outputd.cli.console import Console, ExitCode, NoDaemon
 from outputd.config import InvalidSettings
 from outputd.errors import OutputdError
 
@@ -122,6 +122,9 @@ def run(arguments: Sequence[str], console: Console) -> int:
     except InvalidSettings as wrong:
         console.complain(str(wrong))
         return ExitCode.SETTINGS
+    except NoDaemon as wrong:
+        console.complain(f"{wrong}\nstart it with `outputd serve`, or name its address with --listen")
+        return ExitCode.NO_DAEMON
     except OutputdError as wrong:
         console.complain(str(wrong))
         return ExitCode.FAILURE

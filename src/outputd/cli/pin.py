@@ -10,7 +10,6 @@ from typing import Final
 from outputd.cli.console import Console, ExitCode, columns, show_bytes, show_count
 from outputd.cli.selected import add_selection, own_base, selection
 from outputd.cli.setting_flags import add_setting_flags, load_settings
-from outputd.errors import Unavailable
 
 NAME: Final = "pin"
 SUMMARY: Final = "Keep files of a tree on this machine, or show what is kept."
@@ -37,11 +36,7 @@ def run(arguments: argparse.Namespace, console: Console) -> ExitCode:
     from outputd.cli.running_daemon import ANSWER_SECONDS, answering
     from outputd.rpc.trees_client import fetch_pins, pin, unpin
 
-    try:
-        target, status = answering(settings, console.environ)
-    except Unavailable as wrong:
-        console.complain(f"{wrong}\nstart it with `outputd serve`, or name its address with --listen")
-        return ExitCode.NO_DAEMON
+    target, status = answering(settings, console.environ)
     chosen = selection(arguments, status)
     code = ExitCode.OK
     if arguments.remove:

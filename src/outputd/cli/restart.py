@@ -47,11 +47,7 @@ def run(arguments: argparse.Namespace, console: Console) -> ExitCode:
     from outputd.cli.running_daemon import find_daemon, status_at
     from outputd.rpc.admin_client import ask_restart
 
-    try:
-        address, before = find_daemon(settings, console.environ)
-    except Unavailable as wrong:
-        console.complain(f"{wrong}\nstart it with `outputd serve`, or name its address with --listen")
-        return ExitCode.NO_DAEMON
+    address, before = find_daemon(settings, console.environ)
     process = f"/proc/{before.pid}"
     seen = os.path.exists(process)  # not from another container
     began = time.monotonic()

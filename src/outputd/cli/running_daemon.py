@@ -6,6 +6,7 @@ import os
 from collections.abc import Callable, Mapping
 from typing import Final, TypeVar
 
+from outputd.cli.console import NoDaemon
 from outputd.config import Address, Config, Places, UnixAddress
 from outputd.errors import OutputdError, Unavailable
 from outputd.rpc.admin_client import GetStatusResponse, fetch_status
@@ -16,7 +17,7 @@ ANSWER_SECONDS: Final = 5.0
 
 
 def status_of_daemon(settings: Config, environ: Mapping[str, str]) -> GetStatusResponse:
-    """Its status, from the first address that answers. Raises what went wrong at the first address."""
+    """Its status, from the first address that answers. Raises as `ask_daemon`."""
     return answering(settings, environ)[1]
 
 
@@ -26,14 +27,17 @@ def answering(settings: Config, environ: Mapping[str, str]) -> tuple[str, GetSta
 
 
 def find_daemon(settings: Config, environ: Mapping[str, str]) -> tuple[Address, GetStatusResponse]:
-    """The first address that answers, and the daemon's status. Raises what went wrong at the first address."""
+    """The first address that answers, and the daemon's status. Raises as `ask_daemon`."""
     return _first_answer(settings, environ, fetch_status)
 
 
 def ask_daemon(
     settings: Config, environ: Mapping[str, str], question: Callable[[str, float], Answer]
 ) -> Answer:
-    """What `question(target, seconds)` tells of the first address that answers. Raises what went wrong at the first address."""
+    """What `question(target, seconds)` tells of the first address that answers.
+
+    Raises what went wrong at the first address, as NoDaemon where it is that nobody answers.
+    """
     return _first_answer(settings, environ, question)[1]
 
 
@@ -47,6 +51,8 @@ def _first_answer(
         except OutputdError as wrong:
             first = first or wrong
     assert first is not None, "the settings hold at least one address"
+    if isinstance(first, Unavailable):
+        raise NoDaemon(str(first)) from first
     raise first
 
 

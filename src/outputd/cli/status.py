@@ -10,7 +10,6 @@ from typing import TYPE_CHECKING, Final
 
 from outputd.cli.console import Colour, Console, ExitCode, columns, show_bytes, show_count, show_seconds
 from outputd.cli.setting_flags import add_setting_flags, load_settings
-from outputd.errors import Unavailable
 
 if TYPE_CHECKING:
     from outputd.rpc.admin_client import Credential, GetStatusResponse, OutputBase, Remote
@@ -36,11 +35,7 @@ def run(arguments: argparse.Namespace, console: Console) -> ExitCode:
     settings = load_settings(arguments, console).config
     from outputd.cli.running_daemon import status_of_daemon
 
-    try:
-        status = status_of_daemon(settings, console.environ)
-    except Unavailable as wrong:
-        console.complain(f"{wrong}\nstart it with `outputd serve`, or name its address with --listen")
-        return ExitCode.NO_DAEMON
+    status = status_of_daemon(settings, console.environ)
     if arguments.json:
         console.print(json.dumps(as_data(status), indent=2))
     else:

@@ -10,7 +10,6 @@ from typing import TYPE_CHECKING, Final, Protocol, TypeAlias
 
 from outputd.cli.console import Colour, Console, ExitCode, columns, show_bytes, show_seconds
 from outputd.cli.setting_flags import add_setting_flags, load_settings
-from outputd.errors import Unavailable
 
 if TYPE_CHECKING:
     from outputd._proto.duration_pb2 import Duration
@@ -50,11 +49,7 @@ def run(arguments: argparse.Namespace, console: Console) -> ExitCode:
     from outputd.rpc.admin_client import fetch_operations
 
     question = partial(fetch_operations, older_than=arguments.older_than)
-    try:
-        found = ask_daemon(settings, console.environ, question)
-    except Unavailable as wrong:
-        console.complain(f"{wrong}\nstart it with `outputd serve`, or name its address with --listen")
-        return ExitCode.NO_DAEMON
+    found = ask_daemon(settings, console.environ, question)
     if arguments.json:
         console.print(json.dumps(as_data(found), indent=2))
         return ExitCode.OK

@@ -11,7 +11,6 @@ from typing import TYPE_CHECKING, Final
 
 from outputd.cli.console import Colour, Console, ExitCode, columns, show_bytes, show_count
 from outputd.cli.setting_flags import add_setting_flags, load_settings
-from outputd.errors import Unavailable
 
 if TYPE_CHECKING:
     from outputd.rpc.trees_client import GetActivityResponse
@@ -47,11 +46,7 @@ def run(arguments: argparse.Namespace, console: Console) -> ExitCode:
     before: Mapping[str, int] = {}
     asked = 0.0
     while True:
-        try:
-            found = ask_daemon(settings, console.environ, question)
-        except Unavailable as wrong:
-            console.complain(f"{wrong}\nstart it with `outputd serve`, or name its address with --listen")
-            return ExitCode.NO_DAEMON
+        found = ask_daemon(settings, console.environ, question)
         if arguments.json:
             console.print(json.dumps(as_data(found), indent=2))
             return ExitCode.OK

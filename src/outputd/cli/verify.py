@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Final, NamedTuple
 
 from outputd.cli.console import Colour, Console, ExitCode, columns, show_bytes, show_count
 from outputd.cli.setting_flags import add_setting_flags, load_settings
-from outputd.errors import Invalid, Unavailable
+from outputd.errors import Invalid
 
 if TYPE_CHECKING:
     from outputd.rpc.admin_client import FileCount, GetStatusResponse, Loss, VerifyResponse
@@ -64,11 +64,7 @@ def run(arguments: argparse.Namespace, console: Console) -> ExitCode:
     from outputd.cli.running_daemon import answering
     from outputd.rpc.admin_client import verify
 
-    try:
-        target, status = answering(settings, console.environ)
-    except Unavailable as wrong:
-        console.complain(f"{wrong}\nstart it with `outputd serve`, or name its address with --listen")
-        return ExitCode.NO_DAEMON
+    target, status = answering(settings, console.environ)
     results: list[dict[str, object]] = []
     whole = True
     for tree in _trees(arguments.trees, status):

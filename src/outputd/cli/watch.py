@@ -7,7 +7,7 @@ import json
 import os
 from typing import TYPE_CHECKING, Final
 
-from outputd.cli.console import Console, ExitCode
+from outputd.cli.console import Console, ExitCode, NoDaemon
 from outputd.cli.setting_flags import add_setting_flags, load_settings
 from outputd.errors import Invalid, Unavailable
 
@@ -38,14 +38,13 @@ def run(arguments: argparse.Namespace, console: Console) -> ExitCode:
         console.print(json.dumps(as_data(event)))
         console.out.flush()
 
+    target, status = answering(settings, console.environ)
+    if arguments.output_base and all(base.id != arguments.output_base for base in status.output_bases):
+        raise Invalid(f"--output-base {arguments.output_base}: there is no such output base")
     try:
-        target, status = answering(settings, console.environ)
-        if arguments.output_base and all(base.id != arguments.output_base for base in status.output_bases):
-            raise Invalid(f"--output-base {arguments.output_base}: there is no such output base")
         watch(target, arguments.output_base, show)
     except Unavailable as wrong:
-        console.complain(str(wrong))
-        return ExitCode.NO_DAEMON
+        raise NoDaemon(str(wrong)) from wrong
     return ExitCode.OK
 
 
