@@ -64,10 +64,10 @@ class TestAbilities:
             async with remote_world(HASTY) as (fake, client):
                 fake.fail("GetCapabilities", *[Fault(code=grpc.StatusCode.UNAVAILABLE)] * 10_000)
                 start = time.monotonic()
-                asked = [client.find_missing([absent(b"%d" % number)]) for number in range(50)]
+                asked = [client.find_missing([absent(b"%d" % number)]) for number in range(500)]
                 answers = await asyncio.gather(*asked, return_exceptions=True)
                 assert {type(answer) for answer in answers} == {Unreachable}
-                # One after the other they would take fifty times the patience of one.
+                # One after the other they would take five hundred times the patience of one.
                 assert time.monotonic() - start < BOUND
                 fake.faults.clear()
                 assert await client.find_missing([absent(b"x")]) == {absent(b"x")}

