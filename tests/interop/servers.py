@@ -21,7 +21,7 @@ from tests.certificates import Certificates
 
 START_SECONDS = 60.0
 """A busy machine takes long to start a Python server."""
-STOP_SECONDS = 10.0
+STOP_SECONDS = 30.0
 
 _BUILDGRID = """\
 server:
@@ -118,7 +118,6 @@ def buildgrid(
 ) -> Iterator[Server]:
     """A BuildGrid server on a TCP port, its blobs in `directory`, for each of the instance names apart; "" if none is given. With
     `tls` it has that certificate, and `mutual` wants one of the same authority from clients; then its own client cannot be used."""
-    port = _free_port()
     directory.mkdir(parents=True, exist_ok=True)
     config = directory / "buildgrid.yml"
     names = list(enumerate(instances or [""]))
@@ -128,20 +127,20 @@ def buildgrid(
     credentials = ""
     if tls is not None:
         credentials = (_CREDENTIALS + (_CLIENTS if mutual else "")).format(tls=tls)
-    config.write_text(
-        _BUILDGRID.format(
-            port=port,
-            insecure="false" if tls else "true",
-            credentials=credentials,
-            storages="\n".join(storages),
-            caches="\n".join(caches),
-            instances="\n".join(parts),
+    with _port() as port:
+        config.write_text(
+            _BUILDGRID.format(
+                port=port,
+                insecure="false" if tls else "true",
+                credentials=credentials,
+                storages="\n".join(storages),
+                caches="\n".join(caches),
+                instances="\n".join(parts),
+            )
         )
-    )
-    with _running(
-        "BuildGrid", [tool("bin/bgd"), "server", "start", str(config)], directory, ("127.0.0.1", port)
-    ) as pid:
-        yield Server("BuildGrid", f"{'grpcs' if tls else 'grpc'}://127.0.0.1:{port}", pid)
+        command = [tool("bin/bgd"), "server", "start", str(config)]
+        with _running("BuildGrid", command, directory, ("127.0.0.1", port)) as pid:
+            yield Server("BuildGrid", f"{'grpcs' if tls else 'grpc'}://127.0.0.1:{port}", pid)
 
 
 @contextmanager
@@ -192,7 +191,10 @@ def _listening(address: str | tuple[str, int]) -> bool:
         return probe.connect_ex(address) == 0
 
 
-def _free_port() -> int:
-    with socket.create_server(("127.0.0.1", 0)) as probe:
-        port: int = probe.getsockname()[1]
-        return port
+@contextmanager
+def _port() -> Iterator[int]:
+    """A port that nobody else is given meanwhile, and on which a server may listen that shares it, as gRPC's servers do."""
+    with socket.socket() as holder:
+        holder.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
+        holder.bind(("127.0.0.1", 0))
+        yield holder.getsockname()[1]
