@@ -17,12 +17,12 @@ needs_root = pytest.mark.skipif(os.geteuid() != 0, reason="only root may mount a
 def small_disk(path: Path, size: int) -> Iterator[Path]:
     """A file system of `size` bytes at `path`."""
     path.mkdir(parents=True, exist_ok=True)
-    subprocess.run(["mount", "-t", "tmpfs", "-o", f"size={size}", "tmpfs", str(path)], check=True, timeout=10)
+    subprocess.run(["mount", "-t", "tmpfs", "-o", f"size={size}", "tmpfs", str(path)], check=True, timeout=60)
     try:
         yield path
     finally:
         # Lazily: the daemon that a failed test leaves running is ended later.
-        subprocess.run(["umount", "-l", str(path)], check=True, timeout=10)
+        subprocess.run(["umount", "-l", str(path)], check=True, timeout=60)
 
 
 def fill(disk: Path) -> Path:
@@ -45,13 +45,13 @@ def fragile_disk(path: Path, image: Path, size: int) -> Iterator[Callable[[], No
     path.mkdir(parents=True, exist_ok=True)
     with image.open("wb") as file:
         file.truncate(size)
-    subprocess.run(["mkfs.ext4", "-q", str(image)], check=True, timeout=30)
+    subprocess.run(["mkfs.ext4", "-q", str(image)], check=True, timeout=60)
     mounting = ["mount", "-o", "loop,errors=remount-ro", str(image), str(path)]
-    if subprocess.run(mounting, capture_output=True, timeout=30, check=False).returncode:
+    if subprocess.run(mounting, capture_output=True, timeout=60, check=False).returncode:
         pytest.skip("this machine has no loop devices")
     try:
         found = subprocess.run(
-            ["findmnt", "-no", "SOURCE", str(path)], check=True, capture_output=True, text=True, timeout=10
+            ["findmnt", "-no", "SOURCE", str(path)], check=True, capture_output=True, text=True, timeout=60
         )
         fault = Path("/sys/fs/ext4", os.path.basename(found.stdout.strip()), "trigger_fs_error")
 
@@ -60,4 +60,4 @@ def fragile_disk(path: Path, image: Path, size: int) -> Iterator[Callable[[], No
 
         yield break_it
     finally:
-        subprocess.run(["umount", "-l", str(path)], check=True, timeout=10)
+        subprocess.run(["umount", "-l", str(path)], check=True, timeout=60)

@@ -171,7 +171,7 @@ def _play(top: Path, monkeypatch: pytest.MonkeyPatch, disk: SimulatedDisk) -> Hi
     return history
 
 
-@pytest.mark.timeout(3600 if VARIANTS > 2 else 120)
+@pytest.mark.timeout(3600 if VARIANTS > 2 else 300)
 def test_a_power_cut_at_any_call_breaks_no_promise(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     disk = SimulatedDisk(_made(tmp_path / "live"), "any call", variants=VARIANTS)
     history = _play(tmp_path / "live", monkeypatch, disk)

@@ -17,7 +17,7 @@ NIGHTLY = "OUTPUTD_NIGHTLY" in os.environ
 SEED = os.environ.get("OUTPUTD_SEED") or secrets.token_hex(4)
 
 
-@pytest.mark.timeout(7200 if NIGHTLY else 180)
+@pytest.mark.timeout(7200 if NIGHTLY else 300)
 @pytest.mark.parametrize("patience", (0.3, 2.0))
 def test_nothing_acknowledged_is_lost(patience: float) -> None:
     rounds = 200 if NIGHTLY else {0.3: 12, 2.0: 4}[patience]
