@@ -15,7 +15,7 @@ from tests.service_client import SHA256, digest_of
 from tests.unit.store.fake_remote import FakeRemote, Fault
 
 T = TypeVar("T")
-SECONDS: Final = 20.0
+SECONDS: Final = 60.0
 """For anything to happen."""
 
 
@@ -58,6 +58,10 @@ class RemoteThread:
     def heal(self) -> None:
         """No more faults."""
         self.fake.faults.clear()
+
+    def open(self, gate: asyncio.Event) -> None:
+        """Let the calls go on that wait for it by a fault."""
+        self._loop.call_soon_threadsafe(gate.set)
 
     def forget_calls(self) -> None:
         """Count anew."""

@@ -38,9 +38,12 @@ LARGE = 3 << 20
 """Comes as a stream."""
 ALWAYS = 1000
 """A fault as often as anybody asks."""
-PATIENCE = 1.0
-"""Seconds that the daemons here try again. Everything is over well before a few of them have passed."""
-BOUND = 8.0
+PATIENCE = 2.0
+"""Seconds that the daemons here try again: also on a machine that stands still for a while there is a second try."""
+LIVELY = 5.0
+"""Seconds within which is done what waits for nobody, on such a machine, too. Who is made to wait here waits for longer."""
+BOUND = 20.0
+"""Seconds within which everything is over that begins to fail."""
 
 
 class World:
@@ -83,7 +86,7 @@ class World:
         assert (self.top / "local").read_bytes() == b"written meanwhile"
         assert not (self.top / "absent").exists()
         assert self.build.digests("local") == [digest_of(b"written meanwhile")]
-        assert time.monotonic() - began < PATIENCE
+        assert time.monotonic() - began < LIVELY
 
     def check_healthy(self) -> None:
         """Other blobs come, too."""
@@ -250,9 +253,8 @@ def test_a_remote_that_refuses_us() -> None:
         file = here.stage("file", b"x" * SMALL)
         here.remote.fail("BatchReadBlobs", *[Fault(code=grpc.StatusCode.UNAUTHENTICATED)] * ALWAYS)
         here.daemon.expects(r"READ of /outputs/base/file .* failed with EKEYREJECTED: .*UNAUTHENTICATED")
-        began = time.monotonic()
         assert read_error(file) == errno.EKEYREJECTED
-        assert time.monotonic() - began < PATIENCE, "it was tried again"
+        assert here.remote.fake.calls.count("BatchReadBlobs") == 1, "it was tried again"
         here.build.finish()
 
         here.remote.fail("FindMissingBlobs", Fault(code=grpc.StatusCode.PERMISSION_DENIED))
@@ -266,13 +268,13 @@ def test_a_remote_that_refuses_us() -> None:
 
 
 def test_a_remote_that_hangs() -> None:
-    with world(outputs__read_timeout="1.5") as here, ThreadPoolExecutor(2) as threads:
+    with world(outputs__read_timeout="6") as here, ThreadPoolExecutor(2) as threads:
         small, large = here.stage("small", b"s" * SMALL), here.stage("large", b"l" * LARGE)
         for method in ("BatchReadBlobs", "Read"):
             here.remote.fail(method, *[Fault(hang=True)] * ALWAYS)
         here.daemon.expects(
             *(
-                f"READ of /outputs/base/{name} .* failed with ETIMEDOUT: blob .* 1.5 s"
+                f"READ of /outputs/base/{name} .* failed with ETIMEDOUT: blob .* 6 s"
                 for name in ("small", "large")
             )
         )
@@ -282,7 +284,7 @@ def test_a_remote_that_hangs() -> None:
             here.remote.called(method)
         here.check_alive()
         assert [error.result(BOUND) for error in errors] == [errno.ETIMEDOUT] * 2
-        assert time.monotonic() - began < 2.5, "a reader waited for more than one timeout"
+        assert time.monotonic() - began < 2 * 6, "a reader waited for more than one timeout"
         for method in ("BatchReadBlobs", "Read"):
             here.remote.ended(method)
         here.check_healthy()
@@ -319,7 +321,7 @@ def process_that(does: str, path: Path) -> Iterator[subprocess.Popen[bytes]]:
         yield process
     finally:
         process.kill()
-        process.communicate(timeout=10)
+        process.communicate(timeout=60)
 
 
 READ = "signal.signal(signal.SIGINT, signal.SIG_DFL); open(path, 'rb').read()"
@@ -351,10 +353,8 @@ def test_who_waits_can_be_ended(
     here.remote.fail("BatchReadBlobs", Fault(hang=True))
     with process_that(does, path) as process:
         here.remote.called("BatchReadBlobs")
-        began = time.monotonic()
         process.send_signal(number)
-        assert process.wait(BOUND) == -number
-        assert time.monotonic() - began < PATIENCE
+        assert process.wait(LIVELY) == -number
     here.remote.ended("BatchReadBlobs")
     here.check_healthy()
 

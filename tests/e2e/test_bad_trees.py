@@ -218,7 +218,7 @@ def test_a_tree_of_more_files_than_there_are_atoms(build: BuildClient, top: Path
         None,
     ]
     build.clean()
-    assert time.monotonic() - began < 10
+    assert time.monotonic() - began < 60
 
 
 def test_a_very_deep_tree(build: BuildClient, top: Path, cas: Cas) -> None:

@@ -105,7 +105,7 @@ def test_a_first_build_and_one_that_has_nothing_to_do() -> None:
         assert second.calls["StageArtifacts"] == 0
         # `bazel run`: what was built is executed after the build has ended.
         ran = subprocess.run(
-            [bazel.bazel_out / BIN / "tool_alias"], capture_output=True, check=True, timeout=20
+            [bazel.bazel_out / BIN / "tool_alias"], capture_output=True, check=True, timeout=60
         )
         assert ran.stdout == b"built\n"
 

@@ -41,7 +41,7 @@ def test_a_daemon_that_hangs(unanswered: Mount, monkeypatch: pytest.MonkeyPatch)
     monkeypatch.setattr(directories, "PROBE_DEADLINE", 0.3)
     started = time.monotonic()
     finding = directories.mount_point(unanswered.path)
-    assert time.monotonic() - started < 5
+    assert time.monotonic() - started < 30
     assert finding.verdict is Verdict.FAIL
     assert "does not answer within 0.3 s" in finding.reason
     assert finding.fix is not None

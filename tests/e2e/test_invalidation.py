@@ -385,7 +385,7 @@ def together(*work: Callable[[threading.Event], None], seconds: float) -> None:
         thread.start()
     over.wait(seconds)
     over.set()
-    end = time.monotonic() + 20
+    end = time.monotonic() + 60
     for thread in threads:
         thread.join(max(0.1, end - time.monotonic()))
     hanging = [thread.name for thread in threads if thread.is_alive()]

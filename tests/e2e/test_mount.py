@@ -210,7 +210,7 @@ def test_the_kernel_takes_our_notifications(daemon: Daemon, place: Path) -> None
 
 def test_somebody_else_may_take_the_mount_off(daemon: Daemon, place: Path) -> None:
     assert place.stat().st_ino == 1
-    subprocess.run(["umount", str(place)], check=True, timeout=10)
+    subprocess.run(["umount", str(place)], check=True, timeout=60)
     assert daemon.tell("ended") == {"ended": "None"}
     assert daemon.tell("unmount 2") == {"outcome": "gone"}
     assert daemon.tell("quit") == {"notifier": True}

@@ -85,7 +85,7 @@ class Shadowed:
     def hash(self) -> None:
         self.close()
         # The kernel tells of the last close(2) when it has returned.
-        deadline = time.monotonic() + 10
+        deadline = time.monotonic() + 30
         while (found := self._client.digests(self._name)[0]) is None and time.monotonic() < deadline:
             time.sleep(0.001)
         assert found == digest_of(bytes(self.truth))

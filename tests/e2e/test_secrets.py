@@ -93,7 +93,7 @@ class World:
         request.blob_digests.add(hash="0" * 64, size_bytes=7)
         metadata = () if authorization is None else (("authorization", authorization),)
         self.channel.unary_unary(_FIND, None, None)(
-            request.SerializeToString(), metadata=metadata, timeout=20
+            request.SerializeToString(), metadata=metadata, timeout=60
         )
 
     def written(self) -> Iterator[tuple[Path, bytes]]:

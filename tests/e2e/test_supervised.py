@@ -86,7 +86,7 @@ class Supervised(Daemon):
                     os.close(self.stored.pop(name))
                 self.told += lines
 
-    def hears(self, line: str, seconds: float = 10.0) -> None:
+    def hears(self, line: str, seconds: float = 30.0) -> None:
         """Wait until it was told, after what was heard before."""
         end = time.monotonic() + seconds
         while True:
@@ -190,7 +190,7 @@ def test_what_is_open_goes_on_after_a_kill() -> None:
             assert (top / f"staged {number}").read_bytes() == b"x"
         with pytest.raises(OSError):
             os.fstat(unlinked.fileno())
-        said, _ = shell.communicate(f"cat f; echo; {top}/bash -c 'echo again'; ls; cd ..; ls\n", timeout=20)
+        said, _ = shell.communicate(f"cat f; echo; {top}/bash -c 'echo again'; ls; cd ..; ls\n", timeout=60)
         assert said == "deep\nagain\nf\ne\n"
         shell.wait(10)
         mapped.close()
@@ -215,7 +215,7 @@ def test_who_waited_at_the_kill_is_answered() -> None:
             remote.fail("BatchReadBlobs", *[Fault(hang=True)] * 100)
             remote.fail("Read", *[Fault(hang=True)] * 100)
             reader = readers.submit((top / "late").read_bytes)
-            time.sleep(0.5)
+            remote.called("BatchReadBlobs")
             remote.heal()
             daemon.listen()
             daemon.kill()
@@ -242,7 +242,7 @@ def test_a_device_of_no_use_is_given_up() -> None:
 
         # Another mount was put in its place meanwhile.
         daemon.kill()
-        subprocess.run(["umount", "-l", daemon.mount], check=True, timeout=10)
+        subprocess.run(["umount", "-l", daemon.mount], check=True, timeout=60)
         daemon.expects("the device that was kept cannot be used: .* shows nothing")
         daemon.start()
         assert os.listdir(daemon.outputs) == []

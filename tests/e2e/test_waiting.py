@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import errno
 import json
@@ -41,7 +42,7 @@ def stuck(daemon: Daemon, *arguments: str) -> Any:
     """What `outputd stuck --json` tells."""
     command = [sys.executable, "-m", "outputd.cli.main", "stuck", "--json", "--listen", daemon.target]
     told = subprocess.run(
-        [*command, *arguments], env=daemon.environment(), capture_output=True, check=True, timeout=20
+        [*command, *arguments], env=daemon.environment(), capture_output=True, check=True, timeout=60
     )
     return json.loads(told.stdout)
 
@@ -64,7 +65,7 @@ signal.signal(signal.SIGURG, lambda *_: None)
         yield process
     finally:
         process.kill()
-        process.communicate(timeout=10)
+        process.communicate(timeout=60)
 
 
 READ = "sys.stdout.buffer.write(open(path, 'rb').read())"
@@ -124,12 +125,15 @@ def test_who_else_waits_gets_the_bytes(patient: World) -> None:
     data = b"both want it" * 100
     path = here.stage("both", data)
     here.remote.forget_calls()
-    here.remote.fail("BatchReadBlobs", Fault(delay=2.0))
+    gate = asyncio.Event()
+    here.remote.fail("BatchReadBlobs", Fault(gate=gate))
     with process_that(READ, path) as killed, process_that(READ, path) as other:
         here.remote.called("BatchReadBlobs")
-        time.sleep(0.2)
+        wait_until(lambda: has_open(killed, path) and has_open(other, path))
+        time.sleep(0.2)  # to read is the next thing they do; of who waits for a page of another nothing tells
         killed.kill()
-        assert killed.wait(1) == -signal.SIGKILL
+        assert killed.wait(BOUND) == -signal.SIGKILL
+        here.remote.open(gate)
         assert other.communicate(timeout=BOUND)[0] == data
     here.check_healthy()
 
@@ -145,7 +149,11 @@ def test_stuck_tells_who_waits_for_what(patient: World) -> None:
         here.remote.called("BatchReadBlobs")
         time.sleep(0.3)
         found = stuck(here.daemon, "--older-than", "0.2")
-        assert stuck(here.daemon) == {"kernel_requests": [], "calls": [], "fetches": []}
+        assert stuck(here.daemon, "--older-than", "600") == {
+            "kernel_requests": [],
+            "calls": [],
+            "fetches": [],
+        }
         process.kill()
     [request] = found["kernel_requests"]
     assert request.pop("age_seconds") >= 0.2
@@ -170,6 +178,11 @@ def test_stuck_tells_who_waits_for_what(patient: World) -> None:
     here.remote.ended("BatchReadBlobs")
     here.check_healthy()
     assert stuck(here.daemon, "--older-than", "0") == {"kernel_requests": [], "calls": [], "fetches": []}
+
+
+def has_open(process: subprocess.Popen[bytes], path: Path) -> bool:
+    place = Path(f"/proc/{process.pid}/fd")
+    return str(path) in [os.readlink(place / number) for number in os.listdir(place)]
 
 
 def read_all(paths: list[Path]) -> None:
@@ -216,11 +229,12 @@ def test_a_thousand_readers_that_wait_delay_no_local_one() -> None:
             wait_until(lambda: len(stuck(here.daemon, "--older-than", "0")["kernel_requests"]) >= 1000)
             beside = min(cold(local) for _ in range(3))
             assert not any(reader.done() for reader in readers)
-            here.daemon.expects("READ of /outputs/base/absent/.* failed with EREMOTEIO", "was given up")
+            here.daemon.expects("READ of /outputs/base/absent/.* failed with EREMOTEIO")
+            here.daemon.allows("was given up")  # unless it is stopped before the probe has ended
         errors = {reader.result(BOUND) for reader in readers}
         assert errors == {errno.EREMOTEIO}
         print(f"1001 local files: {alone:.2f} s alone, {beside:.2f} s beside 1000 readers that wait")
-        assert beside < 3 * alone + 0.5
+        assert beside < 5 * alone + 1
 
 
 def error_of(path: Path) -> int | None:
@@ -232,7 +246,7 @@ def error_of(path: Path) -> int | None:
 
 
 def wait_until(condition: Any) -> None:
-    end = time.monotonic() + 20
+    end = time.monotonic() + 60
     while not condition():
         assert time.monotonic() < end
         time.sleep(0.1)

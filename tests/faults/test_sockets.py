@@ -19,7 +19,7 @@ from outputd.store.remote.connection import Connection
 from outputd.store.remote.retry import Failure
 
 OPTIONS = RemoteOptions(timeout=0.7, retry_seconds=0.3)
-BOUND = 5.0
+BOUND = 20.0
 
 Behaviour = Callable[[socket.socket, threading.Event], None]
 

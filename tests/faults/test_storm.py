@@ -178,7 +178,7 @@ def eventually(condition: Callable[[], bool], seconds: float) -> bool:
     return True
 
 
-@pytest.mark.timeout(SECONDS + 120)
+@pytest.mark.timeout(SECONDS + 300)
 def test_a_storm() -> None:
     seed = int(os.environ.get("OUTPUTD_STORM_SEED", time.time_ns() & 0xFFFF))
     print(f"OUTPUTD_STORM_SEED={seed}")

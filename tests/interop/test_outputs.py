@@ -230,7 +230,7 @@ def test_the_next_build_finds_its_outputs(remote: Upstream, daemon: Daemon, buil
 
 def read_in_the_end(path: Path) -> bytes:
     """A server that was given up is asked again after a pause; reads fail until it has answered."""
-    end = time.monotonic() + 20
+    end = time.monotonic() + 60
     while True:
         try:
             return path.read_bytes()
@@ -300,14 +300,14 @@ def test_a_restart(remote: Upstream) -> None:
 
         daemon.expects(rf"READ of /outputs/base/unread .* failed with EREMOTEIO: .*{remote.relay.url}")
         daemon.expects("was given up, it has not answered since")
-        end = time.monotonic() + 20
+        end = time.monotonic() + 60
         while "was given up" not in daemon.words():
             began = time.monotonic()
             assert began < end
             with pytest.raises(OSError) as raised:
                 (top / "unread").read_bytes()
             assert raised.value.errno == errno.EREMOTEIO
-            assert time.monotonic() - began < 5
+            assert time.monotonic() - began < 15
         remote.relay.mend()
         assert read_in_the_end(top / "unread") == unread
         build.start()
@@ -369,7 +369,9 @@ def test_clean_is_immediate(remote: Upstream, daemon: Daemon, build: BuildClient
     digest = remote.cas().put(b"x")
     top = daemon.outputs / build.base
     build.start()
+    began = time.monotonic()
     build.stage({f"d{number // 100}/f{number}": digest for number in range(100_000)})
+    to_stage = time.monotonic() - began
     (top / "d0/local").write_bytes(b"local")
     # The kernel knows a part of it, too.
     assert sum(len(os.listdir(top / f"d{number}")) for number in range(100)) == 10_001
@@ -378,7 +380,7 @@ def test_clean_is_immediate(remote: Upstream, daemon: Daemon, build: BuildClient
     took = time.monotonic() - began
     assert build.base not in os.listdir(daemon.outputs)
     assert not top.exists()
-    assert took < 0.5
+    assert took < to_stage / 2
     build.start()
     assert os.listdir(top) == []
     build.finish()

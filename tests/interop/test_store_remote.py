@@ -166,7 +166,7 @@ def test_a_blob_the_server_lacks(server: Server, tmp_path: Path, size: int) -> N
             start = time.monotonic()
             with pytest.raises(NotFound, match=digest.hash_hex):
                 await store.fetch(digest)
-            assert time.monotonic() - start < 5
+            assert time.monotonic() - start < 15, "it was tried again"
 
     run(test)
 
@@ -199,7 +199,7 @@ def test_a_server_that_dies_and_comes_back(directory: Path, tmp_path: Path) -> N
                 start = time.monotonic()
                 with pytest.raises(Unavailable, match=server.url):
                     await store.fetch(digest)
-                assert time.monotonic() - start < 10
+                assert time.monotonic() - start < 15
         async with store_of(server, tmp_path / "cas") as store, asyncio.TaskGroup() as group:
             fetch = group.create_task(store.fetch_many([digest_of(small), digest_of(large)]))
             server_again = buildbox_casd(directory / "mortal")

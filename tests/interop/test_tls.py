@@ -33,7 +33,7 @@ def served(
 
 def client_of(server: Server, certificates: Certificates, *, certificate: bool) -> RemoteStore:
     options = RemoteOptions(
-        timeout=20,
+        timeout=60,
         retry_seconds=1,
         ca_file=str(certificates.ca),
         client_cert=str(certificates.client[0]) if certificate else None,

@@ -286,7 +286,7 @@ def mounted(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Mounted]:
         yield served
 
 
-@pytest.mark.timeout(3600 if NIGHTLY else 120)
+@pytest.mark.timeout(3600 if NIGHTLY else 300)
 def test_a_mount_is_as_a_directory(mounted: Mounted, tmp_path: Path) -> None:
     MountAgainstDirectory.mounted = mounted
     MountAgainstDirectory.directory = str(tmp_path)

@@ -554,4 +554,4 @@ TreeAgainstDirectory.TestCase.settings = settings(
     stateful_step_count=100 if NIGHTLY else 40,
     deadline=None,
 )
-TestTree = pytest.mark.timeout(1800 if NIGHTLY else 120)(TreeAgainstDirectory.TestCase)
+TestTree = pytest.mark.timeout(1800 if NIGHTLY else 300)(TreeAgainstDirectory.TestCase)

@@ -181,7 +181,7 @@ def shown(path: str | int) -> dict[str, Any]:
 def times_changed(action: Callable[[], object], *paths: str) -> list[str]:
     """Which of mtime and ctime of each path are other after an action."""
     before = [os.lstat(path) for path in paths]
-    time.sleep(0.005)  # ext4 takes its times from the timer tick, 4 ms
+    time.sleep(0.011)  # ext4 takes its times from the timer tick, 1 to 10 ms
     action()
     changed = []
     for path, old in zip(paths, before, strict=True):

@@ -52,7 +52,7 @@ def test_a_written_file_has_a_digest_once_it_was_hashed(mounted: Mounted) -> Non
             "ENODATA",
             "1",
         )
-    until = time.monotonic() + 10
+    until = time.monotonic() + 30
     while known(path, "digest") == "ENODATA" and time.monotonic() < until:
         time.sleep(0.01)  # nothing but the attribute itself tells when
     assert known(path, "digest") == f"sha256:{HASH.hexdigest()}/{len(DATA)}"

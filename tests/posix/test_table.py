@@ -77,7 +77,7 @@ def _run(arguments: list[str]) -> Outcomes:
         cwd=_REPOSITORY,
         env=os.environ | {"PYTHONPATH": f"{_REPOSITORY / 'src'}:{_REPOSITORY}"},
         stdout=subprocess.PIPE,
-        timeout=100,
+        timeout=200,
         check=True,
     )
     outcomes: Outcomes = json.loads(done.stdout)

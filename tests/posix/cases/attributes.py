@@ -398,7 +398,7 @@ def atime_after(at: At, what: str) -> object:
     if what == "set and written":
         os.utime(at / "f", ns=(1_000_000_001, 2_000_000_002))
     before = os.stat(at / "f").st_atime_ns, os.stat(at / "d").st_atime_ns
-    time.sleep(0.005)
+    time.sleep(0.011)
     if what == "read":
         at.content("f")
     elif what == "list":
