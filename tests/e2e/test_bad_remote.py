@@ -144,7 +144,7 @@ def test_wrong_bytes(size: int, method: str) -> None:
         file = here.stage("out/file", data)
         here.remote.fail(method, *[Fault(wrong=True)] * ALWAYS)
         here.daemon.expects(
-            rf"READ of /outputs/base/out/file for process \d+ failed with EIO: blob {digest_of(data).hash}/{size}"
+            rf"READ of /outputs/base/out/file for process \d+ failed with EIO.*: blob {digest_of(data).hash}/{size}"
         )
         assert read_error(file) == errno.EIO
         assert here.remote.fake.calls.count(method) == 2, "asked once more, in vain"
@@ -162,7 +162,7 @@ def test_lies_about_the_size() -> None:
         here.build.stage({**lies, "truth": digest})
         assert (here.top / "truth").read_bytes() == data
         here.daemon.expects(
-            *(f"/outputs/base/{name} .* failed with ENODATA: .*{digest.hash}" for name in lies)
+            *(f"/outputs/base/{name} .* failed with ENODATA.*: .*{digest.hash}" for name in lies)
         )
         for name in lies:
             assert read_error(here.top / name) == errno.ENODATA
@@ -185,7 +185,7 @@ def test_a_stream_that_never_begins() -> None:
         file = here.stage("file", os.urandom(LARGE))
         here.remote.fail("Read", *[Fault(after=0)] * ALWAYS)
         here.daemon.expects(
-            r"READ of /outputs/base/file .* failed with EIO: .*the stream ended after 0 of 3145728 bytes"
+            r"READ of /outputs/base/file .* failed with EIO.*: .*the stream ended after 0 of 3145728 bytes"
         )
         assert read_error(file) == errno.EIO
         assert here.stored() == set()
@@ -217,7 +217,7 @@ def test_a_remote_that_stays_dead() -> None:
         here.relay.cut_after(LARGE // 2)
         here.daemon.expects(
             *(
-                f"READ of /outputs/base/{name} .* failed with EREMOTEIO: .*{here.relay.url}"
+                f"READ of /outputs/base/{name} .* failed with EREMOTEIO.*: .*{here.relay.url}"
                 for name in ("unread", "large")
             )
         )
@@ -226,7 +226,7 @@ def test_a_remote_that_stays_dead() -> None:
             assert read_error(file) == errno.EREMOTEIO
         assert here.relay.cut_off.is_set()
         # Copy-out before the first write needs the bytes, too; to truncate does not.
-        here.daemon.expects("OPEN of /outputs/base/unread .* failed with EREMOTEIO: .*")
+        here.daemon.expects("OPEN of /outputs/base/unread .* failed with EREMOTEIO.*: .*")
         with pytest.raises(OSError, match="Remote I/O error"), open(unread, "ab"):
             pass
         assert read.read_bytes() == b"r" * SMALL
@@ -252,7 +252,7 @@ def test_a_remote_that_refuses_us() -> None:
     with world() as here:
         file = here.stage("file", b"x" * SMALL)
         here.remote.fail("BatchReadBlobs", *[Fault(code=grpc.StatusCode.UNAUTHENTICATED)] * ALWAYS)
-        here.daemon.expects(r"READ of /outputs/base/file .* failed with EKEYREJECTED: .*UNAUTHENTICATED")
+        here.daemon.expects(r"READ of /outputs/base/file .* failed with EKEYREJECTED.*: .*UNAUTHENTICATED")
         assert read_error(file) == errno.EKEYREJECTED
         assert here.remote.fake.calls.count("BatchReadBlobs") == 1, "it was tried again"
         here.build.finish()
@@ -274,7 +274,7 @@ def test_a_remote_that_hangs() -> None:
             here.remote.fail(method, *[Fault(hang=True)] * ALWAYS)
         here.daemon.expects(
             *(
-                f"READ of /outputs/base/{name} .* failed with ETIMEDOUT: blob .* 6 s"
+                f"READ of /outputs/base/{name} .* failed with ETIMEDOUT.*: blob .* 6 s"
                 for name in ("small", "large")
             )
         )

@@ -40,7 +40,7 @@ SECONDS: Final = 600.0 if NIGHTLY else 10.0
 READERS: Final = 16
 TIMEOUT: Final = 1.0
 READ_TIMEOUT: Final = 3.0
-BOUND: Final = 2 * READ_TIMEOUT + 4.0
+BOUND: Final = 2 * READ_TIMEOUT + 14.0
 """Seconds for one read: open(2) and read(2) may each wait. The rest is for a machine that stands still for a while."""
 DOCUMENTED: Final = {
     errno.EIO,
@@ -213,17 +213,17 @@ def test_a_storm() -> None:
         # The line of who was refused, not the one that tells of it: an outage of the storm may have been given up, too.
         refused = r"READ of /outputs/base/fresh .* was given up, it has not answered"
         assert eventually(
-            lambda: storm.read(fresh) != 0 and re.search(refused, here.daemon.words()) is not None, 15
+            lambda: storm.read(fresh) != 0 and re.search(refused, here.daemon.words()) is not None, 60
         )
         here.relay.mend()
         # The first call may still find a connection that the weather broke, and a server that was given up is probed at times.
-        assert eventually(lambda: storm.read(fresh) == 0, 10), "the remote is well again, and nobody noticed"
+        assert eventually(lambda: storm.read(fresh) == 0, 30), "the remote is well again, and nobody noticed"
         with ThreadPoolExecutor(READERS) as threads:
             assert set(threads.map(storm.read, storm.files)) == {0}
         for data in storm.acknowledged:
             assert Digest.of(SHA256, data) in here.remote.fake.blobs, "acknowledged, and not in the remote"
         nothing: Any = {"kernel_requests": [], "calls": [], "fetches": []}
-        assert eventually(lambda: stuck(here.daemon, "--older-than", "0") == nothing, 10)
+        assert eventually(lambda: stuck(here.daemon, "--older-than", "0") == nothing, 60)
         after = descriptors(here.daemon), resident(here.daemon)
         print(f"descriptors {before[0]} -> {after[0]}, MiB {before[1]} -> {after[1]}")
         # Who serves a mount must never need it.

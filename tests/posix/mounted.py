@@ -76,7 +76,7 @@ class Mounted:
         assert self._process.stdin is not None and self._process.stdout is not None
         self._process.stdin.close()
         try:
-            code = self._process.wait(20)
+            code = self._process.wait(60)
         except subprocess.TimeoutExpired:
             self._process.kill()
             code = self._process.wait(10)
@@ -89,7 +89,7 @@ class Mounted:
 def stage(control: Path, path: str, data: bytes, *, here: bool) -> None:
     """Have a file staged by digest."""
     with socket.socket(socket.AF_UNIX) as connection:
-        connection.settimeout(20)
+        connection.settimeout(60)
         connection.connect(os.fspath(control))
         connection.sendall(json.dumps({"stage": path, "data": data.hex(), "here": here}).encode() + b"\n")
         answer = connection.recv(100)
