@@ -295,7 +295,9 @@ class Connection:
 
     def _end_all(self) -> None:
         for step in self._steps:
-            step.reschedule(0)
+            # One whose time is up, and whose task has not heard of it yet, ends by itself, and takes no other time any more.
+            if not step.expired():
+                step.reschedule(0)
 
     async def _open(self) -> _Lane:
         """Where a call goes that begins now; it is counted."""

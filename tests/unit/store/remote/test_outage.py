@@ -69,6 +69,20 @@ class TestGivenUp:
 
         run(test)
 
+    def test_who_has_just_timed_out_is_left_alone_then(self) -> None:
+        async def test() -> None:
+            async with remote_world() as (_, client):
+                connection = client._connection
+                call = asyncio.create_task(connection._step(asyncio.Event().wait(), 0))
+                await asyncio.sleep(0)  # it waits
+                await asyncio.sleep(0)  # its time is up; it is told in the next turn
+                assert connection._steps
+                connection._end_all()
+                with pytest.raises(TimeoutError):
+                    await call
+
+        run(test)
+
     def test_all_that_wait_are_told_when_it_is(self) -> None:
         async def test() -> None:
             options = RemoteOptions(timeout=30, retry_seconds=0, max_concurrent=2)
