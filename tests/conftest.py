@@ -1,12 +1,13 @@
-"""For all tests: hypothesis plays the same examples each time and is not afraid of a slow machine.
+"""For all tests: the same surroundings and the same examples, whoever runs them on whatever machine.
 
-What is found by chance belongs to the nightly run (OUTPUTD_NIGHTLY=1), which plays others each time: a change is refused for what
-it did, not for the luck of the draw.
+What hypothesis finds by chance belongs to the nightly run (OUTPUTD_NIGHTLY=1), which plays other examples each time: a change is
+refused for what it did, not for the luck of the draw.
 """
 
 from __future__ import annotations
 
 import os
+import tempfile
 
 from hypothesis import HealthCheck, settings
 
@@ -18,3 +19,10 @@ settings.register_profile(
     suppress_health_check=[HealthCheck.too_slow],
 )
 settings.load_profile("outputd")
+
+os.umask(0o022)
+# Servers of tests are on this machine, and no proxy knows them.
+os.environ["no_proxy"] = os.environ["NO_PROXY"] = "localhost,127.0.0.1,::1"
+if len(tempfile.gettempdir()) > 32:
+    # Sockets lie in temporary directories, and the paths of sockets are short (unix(7): 107 bytes).
+    os.environ["TMPDIR"] = tempfile.tempdir = "/tmp"

@@ -102,7 +102,7 @@ def test_what_the_disk_refuses_is_refused(tmp_path: Path) -> None:
             assert await _done(ranges.allocate(opened, 1 << 20, 0, 1)) is Status.UNSUPPORTED
             assert await _done(ranges.allocate(opened, 0, 0, 0)) is Status.INVALID
             with pytest.raises(TooLarge, match="allocate a range: File too large"):
-                await _done(ranges.allocate(opened, 0, (1 << 63) - 2, 1))
+                await _done(ranges.allocate(opened, 0, (1 << 63) - 2, 10))
             opened.file.mtime = 1
             assert await _done(ranges.allocate(opened, 1 << 20, 0, 2 << 20)) is Status.UNSUPPORTED
             assert (_read(w, opened), opened.file.mtime) == (b"x", 1)
