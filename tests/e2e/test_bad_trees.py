@@ -169,7 +169,9 @@ def test_a_root_that_is_another(daemon: Daemon, build: BuildClient, top: Path, c
     root = digest_of(b"never put")
     locator = rev2.TreeArtifactLocator(tree_digest=GOOD.digest, root_directory_digest=root)
     build.stage({"lie": locator, "good": of_tree(GOOD.digest)})
-    daemon.expects(rf"of /outputs/{build.base}/lie .* failed with EIO.*: Tree {GOOD.digest.hash}/.*{root.hash}")
+    daemon.expects(
+        rf"of /outputs/{build.base}/lie .* failed with EIO.*: Tree {GOOD.digest.hash}/.*{root.hash}"
+    )
     assert list_error(top / "lie") == errno.EIO
     check_good(top)
 

@@ -211,7 +211,9 @@ def test_a_disk_that_became_read_only(tmp_path: Path) -> None:
             assert (top / "not here").read_bytes() == b"not here"
             (top / "new").write_bytes(b"new")
             build.finish()
-        daemon.expects("READ of .* failed with EIO.*: .*Read-only file system", "CREATE of .* failed with EIO")
+        daemon.expects(
+            "READ of .* failed with EIO.*: .*Read-only file system", "CREATE of .* failed with EIO"
+        )
 
 
 def test_collecting_garbage(tmp_path: Path) -> None:

@@ -347,6 +347,7 @@ def fuse_control() -> Iterator[Path]:
 def test_it_listens_on_tcp_too() -> None:
     port = free_port()
     with daemon_fixture.running("--listen", f"127.0.0.1:{port}") as daemon:
+        daemon.logged("listening on .*, ")  # on the socket first, which is all that the start waited for
         check_something(build_something(daemon, f"127.0.0.1:{port}"))
         check_something(build_something(daemon))
         assert stat.S_IMODE(daemon.socket.stat().st_mode) == 0o600
