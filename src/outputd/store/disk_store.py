@@ -18,7 +18,7 @@ import time
 from collections.abc import Callable, Collection, Iterator
 from typing import Final
 
-from outputd.digest import Digest, empty_digest
+from outputd.digest import Digest
 from outputd.disk.atomic import make_directories
 from outputd.disk.disk import Disk
 from outputd.errors import Exhausted, OutputdError, Unavailable
@@ -32,7 +32,6 @@ from outputd.store.temporaries import Temporaries
 
 _log = logging.getLogger(__name__)
 
-_NO_SIZE: Final = bytes(8)
 _GROWTH: Final = 64 << 20
 """Bytes of arrivals after which somebody looks whether there is room left, on a large disk."""
 _USE_STEP: Final = 3600.0
@@ -88,7 +87,7 @@ class DiskStore:
         try:
             found = os.stat(path)
         except FileNotFoundError:
-            return _is_empty_blob(digest)
+            return self.layout.standing(digest) is not None
         except OSError as error:
             raise self.failed(error, "look up", path) from error
         # A file of another size may well be the true blob, and the size asked for the lie. It is absent for the one who
@@ -106,9 +105,7 @@ class DiskStore:
         try:
             fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
         except FileNotFoundError:
-            if not _is_empty_blob(digest):
-                return None
-            return self._open_empty()
+            return self._open_standing(digest)
         except OSError as error:
             raise self.failed(error, "open", path) from error
         found = os.fstat(fd)
@@ -308,7 +305,7 @@ class DiskStore:
 
     def is_here(self, digest: Digest) -> bool:
         """As `has`, without counting as a use. What it says of a blob in doubt may be wrong."""
-        return os.path.lexists(self.layout.path(digest)) or _is_empty_blob(digest)
+        return os.path.lexists(self.layout.path(digest)) or self.layout.standing(digest) is not None
 
     @property
     def alone(self) -> bool:
@@ -419,11 +416,14 @@ class DiskStore:
     def _set_aside(self, path: str, digest: Digest) -> None:
         self._disk.rename(path, f"{self.layout.damaged}/{digest.function.lower}-{digest.hash_hex}")
 
-    def _open_empty(self) -> int:
+    def _open_standing(self, digest: Digest) -> int | None:
+        path = self.layout.standing(digest)
+        if path is None:
+            return None
         try:
-            return os.open(self.layout.empty, os.O_RDONLY | os.O_CLOEXEC)
+            return os.open(path, os.O_RDONLY | os.O_CLOEXEC)
         except OSError as error:
-            raise self.failed(error, "open the empty blob", self.layout.empty) from error
+            raise self.failed(error, "open", path) from error
 
 
 def _mode(local_only: bool) -> int:
@@ -436,10 +436,3 @@ def _note_use(fd: int, found: os.stat_result) -> None:
         os.utime(fd, ns=(time.time_ns(), found.st_mtime_ns))
     except OSError:
         pass  # A disk that takes no writes evicts nothing either.
-
-
-def _is_empty_blob(digest: Digest) -> bool:
-    if digest[1:9] != _NO_SIZE:
-        return False
-    function = digest.function
-    return function.supported and digest == empty_digest(function)

@@ -24,6 +24,9 @@ SYMLINK_MODE: Final = stat.S_IFLNK | 0o777
 NO_RECORD: Final = b""
 """Value of `Directory.record` where every attribute below is the default."""
 
+TIMELESS: Final = 946_684_800_000_000_000
+"""2000-01-01: the mtime of what has no time of its own; whoever compares times is to find them equal."""
+
 MAX_NAME: Final = 255
 """Bytes in one name (NAME_MAX)."""
 MAX_LINKS: Final = 65000

@@ -23,6 +23,7 @@ from outputd.front.fuse.listings import Listings
 from outputd.tree.inodes import Identity, number_of
 from outputd.tree.node import Directory, File, Local, Node, Volume
 from outputd.tree.records import Reader
+from outputd.tree.tag import TAG
 from outputd.tree.tree import Tree
 
 _MANY: Final = 1 << 40
@@ -36,6 +37,8 @@ def recognise(tree: Tree, handover: Handover) -> set[int]:
     tree.identify(tree.outputs, tree.root)
     tree.inodes.awaited = handover.identities
     tree.inodes.meet_below(tree.root)
+    # An earlier version had no such name, and the kernel may remember that for an hour.
+    tree.stale += [(tree.root, None), (tree.root, TAG)]
     keys = set()
     for left in handover.nameless:
         node = _nameless(left.leftover)
