@@ -80,7 +80,7 @@ from outputd.store.routing import Routes
 from outputd.supervisor import Supervisor
 from outputd.tree.cas import Cas
 from outputd.tree.node import File
-from outputd.tree.tag import enter_tag
+from outputd.tree.top import enter_tag
 from outputd.tree.tree import Tree
 
 _log = logging.getLogger(__name__)
@@ -150,7 +150,7 @@ async def _run(
         reading = Elsewhere(store, lambda: {base.instance_name for base in builds.live()})
 
         tree = Tree(uid=os.getuid(), gid=os.getgid(), now=time.time_ns())
-        enter_tag(tree, TAG_DIGEST)
+        enter_tag(tree.root, TAG_DIGEST)
         Cas(tree.root, Commands(local).script, config.remote.instance_name, state.take_number)
         ingest = Ingest(tree, local, local.private)
 

@@ -18,7 +18,7 @@ pytestmark = pytest.mark.skipif(
 )
 
 SIGNATURE = b"Signature: 8a477f597d28d172789f06886806bc55"
-TAG_INO = 3
+TAG_INO = 4
 
 
 def archived(top: Path, *options: str) -> list[str]:
@@ -75,7 +75,8 @@ def test_numbers_and_bytes_stay() -> None:
     with building() as (daemon, build, cas, top):
         tag = daemon.mount / "CACHEDIR.TAG"
         build.stage({"file": cas.put(b"staged")})
-        places = (daemon.mount, tag, daemon.outputs, top / "file")
+        places = (daemon.mount, tag, daemon.outputs, top / "file", daemon.mount / "cas")
+        assert len(os.listdir(daemon.mount)) == 4  # a listing gives numbers, too
         before = [os.stat(place).st_ino for place in places]
         with open(tag, "rb") as opened:
             restart(daemon)

@@ -27,6 +27,7 @@ from outputd.tree.node import (
     Volume,
     first_ino,
 )
+from outputd.tree.top import CAS_INO
 
 CAS: Final = b"cas"
 _SEARCHED_MODE: Final = stat.S_IFDIR | 0o555
@@ -94,7 +95,7 @@ class Cas:
         self._numbers = _Numbers(take_number)
         self.script = script
         self._instance_name = instance_name
-        _enter(top, CAS, _Instance(self, ""))
+        _enter(top, CAS, _Instance(self, "")).ino = CAS_INO
 
     def volume(self, instance_name: str) -> Volume:
         made = _CasVolume(self._numbers, "" if instance_name == self._instance_name else instance_name)
