@@ -76,6 +76,10 @@ class Daemon:
         """The directory that output paths are in."""
         return self.mount / "outputs"
 
+    def private_files(self) -> list[Path]:
+        """What local actions have written and is no blob."""
+        return [path for path in (self.cache / "private").glob("*/*") if path.is_file()]
+
     def arguments(self) -> list[str]:
         """The command line."""
         return [

@@ -1,12 +1,13 @@
 """Where the files of a local store lie, and whose they are; knows names, never a blob's bytes.
 
-Below the root, which one user's daemons own:
+Below the root, which one user's daemons own, one at a time:
 
+    cache.lock                                              held by the daemon that works here
     format                                                  the number of this layout; a newer one is refused
     synced                                                  what a power cut cannot have damaged (doubt.py)
     blobs/<function>/<two hex digits>/<the other digits>    the blobs: mode 0444, or 01444 while no remote is known to have them
     tmp/<one directory a process>/                          blobs on their way in; swept when their process is gone
-    private/                                                files local actions write, taken over by `adopt`; not touched here
+    private/, owners/                                       files local actions write, taken over by `adopt`; whose (owners.py)
     partial/                                                blobs of which some bytes are here (partials.py)
     damaged/                                                what was found under a blob's name with other bytes
     empty                                                   stands for the empty blob
@@ -29,7 +30,9 @@ from outputd.store.room import is_full
 
 _log = logging.getLogger(__name__)
 
-FORMAT: Final = 1
+FORMAT: Final = 2
+_WITHOUT_OWNERS: Final = 1
+"""The format in which private files lay in `private` itself."""
 BLOB_MODE: Final = 0o444
 LOCAL_ONLY: Final = stat.S_ISVTX
 """The bit in a blob's mode that says: no remote is known to have it. On a regular file it means nothing to Linux."""
@@ -69,6 +72,7 @@ class Layout:
     def __init__(self, root: str) -> None:
         self.root: Final = os.path.abspath(root)
         self.private: Final = f"{self.root}/private"
+        self.owners: Final = f"{self.root}/owners"
         self.damaged: Final = f"{self.root}/damaged"
         self.tmp: Final = f"{self.root}/tmp"
         self.empty: Final = f"{self.root}/empty"
@@ -105,7 +109,10 @@ class Layout:
         except FileNotFoundError:
             replace_file(disk, path, b"%d\n" % FORMAT)
         else:
-            if found != b"%d" % FORMAT:
+            if found == b"%d" % _WITHOUT_OWNERS:
+                _log.info("%s: from format %d to %d", path, _WITHOUT_OWNERS, FORMAT)
+                replace_file(disk, path, b"%d\n" % FORMAT)
+            elif found != b"%d" % FORMAT:
                 raise Precondition(
                     f"{self.root}: the store has format {found.decode('ascii', 'replace')!r}, and this outputd reads {FORMAT}; "
                     "use the outputd that wrote it, or choose another directory (--cache-dir)"
