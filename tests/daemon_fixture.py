@@ -94,6 +94,7 @@ class Daemon:
         """Ours, without the settings of whoever runs the tests."""
         environ = {name: text for name, text in os.environ.items() if not name.startswith("OUTPUTD_")}
         environ |= {f"OUTPUTD_{key}".replace(".", "_").upper(): text for key, text in self.settings.items()}
+        environ["NETRC"] = str(self.place / "netrc")
         return environ | {"XDG_CONFIG_HOME": str(self.place), "PYTHONPATH": str(_REPOSITORY / "src")}
 
     # life
