@@ -56,7 +56,7 @@ class Extra:
 class Local:
     """Bytes of a file that was written here and is not, or not yet, a blob: a private file known by its key."""
 
-    __slots__ = ("key", "size", "version", "writers")
+    __slots__ = ("key", "size", "twin", "version", "writers")
 
     def __init__(self, key: int, size: int = 0) -> None:
         self.key = key
@@ -67,6 +67,8 @@ class Local:
         """Open handles that may write. A file with writers has no digest."""
         self.version = 0
         """Grows with every change of the bytes: a hash counts only if this is what it was when hashing began."""
+        self.twin: tuple[Digest, int] | None = None
+        """The blob that was copied here whole, and the `version` for as long as which these are its bytes."""
 
 
 class Node:
