@@ -78,6 +78,10 @@ class Daemon:
         """The directory that output paths are in."""
         return self.mount / "outputs"
 
+    def private_files(self) -> list[Path]:
+        """What local actions have written and is no blob."""
+        return [path for path in (self.cache / "private").glob("*/*") if path.is_file()]
+
     def arguments(self) -> list[str]:
         """The command line."""
         return [
@@ -92,6 +96,7 @@ class Daemon:
         """Ours, without the settings of whoever runs the tests."""
         environ = {name: text for name, text in os.environ.items() if not name.startswith("OUTPUTD_")}
         environ |= {f"OUTPUTD_{key}".replace(".", "_").upper(): text for key, text in self.settings.items()}
+        environ["NETRC"] = str(self.place / "netrc")
         return environ | {"XDG_CONFIG_HOME": str(self.place), "PYTHONPATH": str(_REPOSITORY / "src")}
 
     # life

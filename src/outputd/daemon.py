@@ -27,6 +27,7 @@ from outputd.builds.collection import Collection
 from outputd.builds.healing import Healing
 from outputd.builds.journals import Journals
 from outputd.builds.leases import Leases
+from outputd.builds.lock import CACHE, DirectoryLock
 from outputd.builds.pins import Pins
 from outputd.builds.prefetch import Prefetch
 from outputd.builds.presence import LeaseOptions, Presence
@@ -53,7 +54,17 @@ from outputd.facts import awaited, kernel_requests, mount_facts, remote_facts, u
 from outputd.front.fuse.answers import Timeouts
 from outputd.front.fuse.front import FuseFront
 from outputd.memory import return_large_buffers, spare_the_collector
-from outputd.restart import DEVICE, Arrival, Departure, Restarting, arrived, depart, left_behind, until_asked
+from outputd.restart import (
+    DEVICE,
+    Arrival,
+    Departure,
+    Locks,
+    Restarting,
+    arrived,
+    depart,
+    left_behind,
+    until_asked,
+)
 from outputd.rpc.action_cache import ReferencedResults
 from outputd.rpc.admin import Admin, RestartFacts, StoreFacts
 from outputd.rpc.bazel_output_service import BazelOutputService
@@ -72,13 +83,16 @@ from outputd.store.cached import CachedStore
 from outputd.store.counted import Counted
 from outputd.store.disk_store import DiskStore
 from outputd.store.elsewhere import Elsewhere
+from outputd.store.layout import TAG_DIGEST
 from outputd.store.limits import Limits
+from outputd.store.owners import Owner
 from outputd.store.partials import Partials
 from outputd.store.remote.relays import Relays
 from outputd.store.routing import Routes
 from outputd.supervisor import Supervisor
 from outputd.tree.cas import Cas
 from outputd.tree.node import File
+from outputd.tree.top import enter_tag
 from outputd.tree.tree import Tree
 
 _log = logging.getLogger(__name__)
@@ -122,9 +136,17 @@ async def _run(
     kept = f"{config.state.dir}/mount"
     departure: Departure | None = None
     async with contextlib.AsyncExitStack() as rooms, asyncio.TaskGroup() as tasks:
-        state = State(config.state.dir, disk, -1 if arrival is None else arrival.lock)
+        locks = Locks(-1) if arrival is None else arrival.locks
+        state = State(config.state.dir, disk, locks.state)
         rooms.push_async_callback(state.close)
-        local = DiskStore(config.cache.dir, disk, grace=config.cache.garbage_age)
+        cache_lock = DirectoryLock(CACHE, config.cache.dir, disk, locks.cache)
+        rooms.callback(cache_lock.close)
+        local = DiskStore(
+            config.cache.dir,
+            disk,
+            owner=Owner(state.id, config.state.dir),
+            grace=config.cache.garbage_age,
+        )
         rooms.push_async_callback(_close_store, local)
         remotes = [(configured, configured.store()) for configured in configured_remotes(config)]
         remote: Routes | None = None
@@ -148,6 +170,7 @@ async def _run(
         reading = Elsewhere(store, lambda: {base.instance_name for base in builds.live()})
 
         tree = Tree(uid=os.getuid(), gid=os.getgid(), now=time.time_ns())
+        enter_tag(tree.root, TAG_DIGEST)
         Cas(tree.root, Commands(local).script, config.remote.instance_name, state.take_number)
         ingest = Ingest(tree, local, local.private)
 
@@ -338,7 +361,7 @@ async def _run(
                         supervisor.stopping() if signals.stop.is_set() else supervisor.reloading()
                     if signals.stop.is_set():
                         break
-                    departure = await depart(builds, front, state, restarting)
+                    departure = await depart(builds, front, state, cache_lock, restarting)
             finally:
                 await front.stop()
                 await builds.checkpoints.all()

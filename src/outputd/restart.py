@@ -1,8 +1,8 @@
 """The same process runs the program anew and goes on serving its mount: the way over. Knows nothing of what is in the mount.
 
-The process id stays, and so does what a supervisor knows of it. Over execve(2) go the descriptors of the device and of the state
-directory's lock, and a piece of memory with the handover. If the new program fails, or is not ready in time, its end closes the
-device: the mount is dead then, but nobody hangs.
+The process id stays, and so does what a supervisor knows of it. Over execve(2) go the descriptors of the device and of the locks of
+the state and the cache directory, and a piece of memory with the handover. If the new program fails, or is not ready in time, its
+end closes the device: the mount is dead then, but nobody hangs.
 """
 
 from __future__ import annotations
@@ -16,10 +16,11 @@ import subprocess
 import sys
 from collections.abc import Mapping, MutableMapping
 from dataclasses import dataclass
-from typing import Final, NoReturn
+from typing import Final, NamedTuple, NoReturn
 
 from outputd import signals
 from outputd.builds.builds import Builds
+from outputd.builds.lock import DirectoryLock
 from outputd.builds.state import State
 from outputd.config import Config
 from outputd.errors import OutputdError, Precondition, Unavailable
@@ -45,13 +46,20 @@ _READY_SECONDS: Final = 120
 _FIXED: Final = ("mount", "state_dir", "cache_dir")
 
 
+class Locks(NamedTuple):
+    """Descriptors that hold the locks of the directories."""
+
+    state: int
+    cache: int = -1
+    """-1: an earlier version had none."""
+
+
 @dataclass(frozen=True, slots=True)
 class Departure:
     """What goes over."""
 
     handover: Handover
-    lock: int
-    """A descriptor that holds the lock of the state directory."""
+    locks: Locks
     stopping: bool = False
     """A signal to stop came when it was too late for this program."""
 
@@ -61,7 +69,7 @@ class Arrival:
     """What came over."""
 
     handover: Handover
-    lock: int
+    locks: Locks
     stopping: bool
     """As of Departure."""
 
@@ -148,15 +156,17 @@ def arrival(environ: MutableMapping[str, str]) -> Arrival | None:
     value = environ.pop(_VARIABLE, "")
     if not value:
         return None
-    device, lock, memory, stopping = map(int, value.split(","))
-    for fd in (device, lock):
-        os.set_inheritable(fd, False)
+    device, state, memory, stopping, *cache = map(int, value.split(","))
+    locks = Locks(state, *cache)
+    for fd in (device, *locks):
+        if fd >= 0:
+            os.set_inheritable(fd, False)
     try:
         with open(memory, "rb") as file:
             data = file.read()
     except OSError as error:
         raise Unavailable(f"the handover of the last program cannot be read: {error}") from error
-    return Arrival(decode(data, device), lock, bool(stopping))
+    return Arrival(decode(data, device), locks, bool(stopping))
 
 
 async def until_asked(signals: Signals, restarting: Restarting, front: FuseFront) -> None:
@@ -180,7 +190,9 @@ async def until_asked(signals: Signals, restarting: Restarting, front: FuseFront
         )
 
 
-async def depart(builds: Builds, front: FuseFront, state: State, restarting: Restarting) -> Departure | None:
+async def depart(
+    builds: Builds, front: FuseFront, state: State, cache: DirectoryLock, restarting: Restarting
+) -> Departure | None:
     """Come to rest, save, and pack up; None when that cannot be, and everything goes on as before."""
     try:
         await builds.checkpoints.all()  # most of it while the kernel is still served
@@ -193,7 +205,7 @@ async def depart(builds: Builds, front: FuseFront, state: State, restarting: Res
     except OutputdError as error:
         restarting.came_to_nothing(error)
         return None
-    return Departure(await front.hand_over(), state.keep_lock())
+    return Departure(await front.hand_over(), Locks(state.keep_lock(), cache.keep()))
 
 
 def left_behind(kept: str, supervisor: Supervisor) -> Handover | None:
@@ -227,10 +239,11 @@ def leave(departure: Departure) -> NoReturn:
     with open(memory, "wb", closefd=False) as file:
         file.write(encode(departure.handover))
     os.lseek(memory, 0, os.SEEK_SET)
-    device = departure.handover.mount.fd
-    for fd in (device, departure.lock, memory):
+    device, locks = departure.handover.mount.fd, departure.locks
+    for fd in (device, *locks, memory):
         os.set_inheritable(fd, True)
-    environ = {**os.environ, _VARIABLE: f"{device},{departure.lock},{memory},{int(departure.stopping)}"}
+    said = (device, locks.state, memory, int(departure.stopping), locks.cache)
+    environ = {**os.environ, _VARIABLE: ",".join(map(str, said))}
     program, *arguments = _command()
     signals.hold()
     signal.alarm(_READY_SECONDS)

@@ -85,7 +85,7 @@ def _build(channel: grpc.Channel, daemon: Daemon, base: str, number: int, files:
 def _held(daemon: Daemon, seconds: float, builds: int) -> Held:
     """Once the checkpoints are made and everything closed is a blob."""
     end = time.monotonic() + _REST_SECONDS
-    while len(os.listdir(daemon.state / "journals")) > JOURNALS or os.listdir(daemon.cache / "private"):
+    while len(os.listdir(daemon.state / "journals")) > JOURNALS or daemon.private_files():
         if time.monotonic() > end:
             break  # the numbers tell
         time.sleep(0.05)
@@ -97,7 +97,7 @@ def _held(daemon: Daemon, seconds: float, builds: int) -> Held:
         len(os.listdir(f"/proc/{daemon.pid}/fd")),
         _number(status, "Threads"),
         len(os.listdir(daemon.state / "journals")),
-        len(os.listdir(daemon.cache / "private")),
+        len(daemon.private_files()),
         (daemon.state / "state.db").stat().st_size,
     )
 

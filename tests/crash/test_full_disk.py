@@ -166,7 +166,7 @@ def test_a_full_state_directory_refuses_what_adds_something() -> None:
 @pytest.mark.parametrize("names", (("cache",), ("state", "cache")))
 def test_a_full_cache_directory_refuses_bytes(names: tuple[str, ...]) -> None:
     with _on_small_disk(*names) as (daemon, work, disk):
-        daemon.expects(DEAD, "failed with ENOSPC.*: .*private: No space left on device", FULL)
+        daemon.expects(DEAD, "failed with ENOSPC.*: .*private/\\w+: No space left on device", FULL)
         filler = fill(disk)
         _refused(lambda: work.write("written when it was full"))
         for _ in range(20):  # and the log is told once

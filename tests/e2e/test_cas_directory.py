@@ -85,7 +85,7 @@ def test_names_and_listings() -> None:
     with world() as w:
         digest = w.remote.add(b"a blob")
         top = w.daemon.mount
-        assert sorted(os.listdir(top)) == ["cas", "outputs", "scratch"]
+        assert sorted(os.listdir(top)) == ["CACHEDIR.TAG", "cas", "outputs", "scratch"]
         assert os.listdir(top / "cas") == []
         assert {"sha256", "blake3"} <= set(os.listdir(top / "cas/blobs"))
         kinds = {"file", "executable", "directory", "tree", "command"}

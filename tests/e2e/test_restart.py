@@ -126,7 +126,7 @@ def test_what_is_open_goes_on_twice(passthrough: str) -> None:
         assert build.digests("written", "named") == cas.put_all([content, b"never had a name, 1, 2"])
         build.finish()
         deadline = time.monotonic() + 30
-        while private := os.listdir(daemon.cache / "private"):
+        while private := daemon.private_files():
             assert time.monotonic() < deadline, private
             time.sleep(0.05)
 

@@ -236,9 +236,13 @@ class Collection:
             await self._results.mark(results, self._store.is_here)
         marks = await self._mark_trees(leaving)
         trees = marks
-        if not self._store.alone:
+        if others := self._store.others():
             trees = None
-            _log.warning("another process uses the store: what is only here is kept")
+            _log.warning(
+                "what is only here is kept, for the cache directory also holds what belongs to the state %s; remove what is not "
+                "needed any more",
+                ", ".join(others),
+            )
         return Judge(began, self._store.grace, trees, results, self._held()), marks
 
     async def _mark_trees(self, leaving: set[str]) -> Marks | None:

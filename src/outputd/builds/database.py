@@ -9,12 +9,14 @@ from __future__ import annotations
 
 import logging
 import os
+import secrets
 import sqlite3
 import time
 from typing import Final
 
 from outputd.disk.disk import Disk
 from outputd.errors import Corrupt, Exhausted, OutputdError, Precondition, Unavailable
+from outputd.store.owners import DAMAGED
 
 _log = logging.getLogger(__name__)
 
@@ -101,6 +103,22 @@ def failed(error: sqlite3.Error, path: str) -> OutputdError:
     return Unavailable(text)
 
 
+def number_of(connection: sqlite3.Connection, path: str) -> int:
+    """A random number that the database keeps from the first time on. Raises Exhausted or Unavailable."""
+    try:
+        # FULL: whatever is kept under this number must not outlive it in a power cut.
+        connection.execute("PRAGMA synchronous=FULL")
+        known = connection.execute("SELECT value FROM meta WHERE name = 'number'").fetchone()
+        if known is None:
+            known = (secrets.randbits(63),)
+            connection.execute("INSERT INTO meta VALUES ('number', ?)", known)
+        connection.execute("PRAGMA synchronous=NORMAL")
+    except sqlite3.Error as error:
+        raise failed(error, path) from error
+    number: int = known[0]
+    return number
+
+
 def _open(path: str) -> sqlite3.Connection:
     connection = connect(path)
     try:
@@ -152,7 +170,7 @@ def _check(connection: sqlite3.Connection, path: str) -> None:
 
 
 def _set_aside(path: str, disk: Disk) -> str:
-    aside = f"{path}.damaged-{time.strftime('%Y%m%dT%H%M%SZ', time.gmtime())}"
+    aside = f"{path}{DAMAGED}{time.strftime('%Y%m%dT%H%M%SZ', time.gmtime())}"
     while os.path.lexists(aside):
         aside += "+"
     # With its write-ahead log: sqlite3 can then still recover what it can from the pair.

@@ -17,8 +17,8 @@ from contextlib import ExitStack
 from dataclasses import dataclass
 from typing import Any, Final, ParamSpec, TypeVar
 
-from outputd.builds.database import connect, failed, open_database
-from outputd.builds.lock import DirectoryLock
+from outputd.builds.database import connect, failed, number_of, open_database
+from outputd.builds.lock import STATE, DirectoryLock
 from outputd.digest import Digest, DigestFunction
 from outputd.disk.disk import Disk
 from outputd.errors import OutputdError
@@ -76,10 +76,12 @@ class State:
         Unavailable."""
         self._path = f"{directory}/state.db"
         with ExitStack() as opened:
-            self._lock = DirectoryLock(directory, disk, lock)
+            self._lock = DirectoryLock(STATE, directory, disk, lock)
             opened.callback(self._lock.close)
             self._writing_connection, self.set_aside = open_database(self._path, disk)
             opened.callback(self._writing_connection.close)
+            self.id: Final = f"{number_of(self._writing_connection, self._path):016x}"
+            """Of this database: whose private files lie in a cache directory."""
             self._reading_connection = connect(self._path)
             opened.callback(self._reading_connection.close)
             row = self._read("SELECT value FROM meta WHERE name = 'next_number'", ())

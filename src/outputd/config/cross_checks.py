@@ -62,6 +62,8 @@ def _remote(config: Config, section: str, remote: Remote) -> Iterator[tuple[str,
     for _, text in remote.headers:
         if text.startswith("@") and _inside(text[1:], config.mount.path):
             yield f"{section}.headers", _WAITS_FOR_ITSELF.format(text[1:])
+    if remote.netrc is not None and _inside(remote.netrc, config.mount.path):
+        yield f"{section}.netrc", _WAITS_FOR_ITSELF.format(remote.netrc)
     for _, path in remote.credential_helper:
         if _inside(path, config.mount.path):
             yield f"{section}.credential_helper", _WAITS_FOR_ITSELF.format(path)

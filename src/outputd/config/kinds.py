@@ -383,6 +383,55 @@ class CredentialHelpers:
         return [f"{pattern}={path}" if pattern else path for pattern, path in value]
 
 
+def _header_name(name: str) -> str:
+    # gRPC over HTTP/2: keys are lowercase; grpc-* is the library's own; -bin would need base64.
+    if not _HEADER_NAME.fullmatch(name) or name.startswith("grpc-") or name.endswith("-bin"):
+        raise Invalid(
+            f"header {name!r}: a name has lowercase letters, digits, '-', '_' and '.', does not begin with grpc- and "
+            "does not end in -bin"
+        )
+    return name
+
+
+@dataclass(frozen=True, slots=True)
+class HeaderNames:
+    """Names of gRPC metadata; in the environment separated by commas."""
+
+    name: str = "list of header names"
+
+    def of_text(self, text: str) -> object:
+        return [part.strip() for part in text.split(",") if part.strip()]
+
+    def parse(self, raw: object, places: Places) -> tuple[str, ...]:
+        if not isinstance(raw, list) or not all(isinstance(part, str) for part in raw):
+            raise _wrong(raw, 'a list of header names, for instance ["authorization"]')
+        return tuple(dict.fromkeys(_header_name(part.lower()) for part in raw))
+
+    def plain(self, value: object) -> Plain:
+        assert isinstance(value, tuple)
+        return list(value)
+
+
+@dataclass(frozen=True, slots=True)
+class NetrcFile:
+    """A .netrc: where Bazel looks for it, another path, or none."""
+
+    name: str = "auto | off | path"
+
+    def of_text(self, text: str) -> object:
+        return text
+
+    def parse(self, raw: object, places: Places) -> str | None:
+        if not isinstance(raw, str):
+            raise _wrong(raw, '"auto", "off" or a path; put it in quotes')
+        if raw == "off":
+            return None
+        return places.netrc() if raw == "auto" else places.complete(raw)
+
+    def plain(self, value: object) -> Plain:
+        return "off" if value is None else str(value)
+
+
 @dataclass(frozen=True, slots=True)
 class Headers:
     """gRPC metadata to send. A value `@PATH` stands for what is in that file."""
@@ -399,17 +448,7 @@ class Headers:
         if not isinstance(raw, dict):
             # Never shown: it may hold a token.
             raise Invalid('not a table of headers; write name = "value" or name = "@/path/to/file"')
-        return tuple((self._name(name), self._value(name, value, places)) for name, value in raw.items())
-
-    @staticmethod
-    def _name(name: str) -> str:
-        # gRPC over HTTP/2: keys are lowercase; grpc-* is the library's own; -bin would need base64.
-        if not _HEADER_NAME.fullmatch(name) or name.startswith("grpc-") or name.endswith("-bin"):
-            raise Invalid(
-                f"header {name!r}: a name has lowercase letters, digits, '-', '_' and '.', does not begin with grpc- and "
-                "does not end in -bin"
-            )
-        return name
+        return tuple((_header_name(name), self._value(name, value, places)) for name, value in raw.items())
 
     @staticmethod
     def _value(name: str, value: object, places: Places) -> str:

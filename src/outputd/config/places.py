@@ -53,6 +53,13 @@ class Places:
         except KeyError:
             raise Invalid(f"HOME is not set, and there is no user with uid {self.uid}; set HOME") from None
 
+    def netrc(self) -> str | None:
+        """Where Bazel, as curl, looks for a .netrc; None when nobody knows a home directory."""
+        try:
+            return self.complete(self.environ.get("NETRC") or "~/.netrc")
+        except Invalid:
+            return None
+
     def xdg(self, variable: str) -> str:
         """The directory that an XDG variable names, or its default. XDG_RUNTIME_DIR has none: see `runtime`."""
         value = self.environ.get(variable, "")

@@ -11,8 +11,10 @@ from outputd.config.kinds import (
     Count,
     CredentialHelpers,
     FilePath,
+    HeaderNames,
     Headers,
     InstanceName,
+    NetrcFile,
     Optional,
     RemoteUrl,
     Seconds,
@@ -108,13 +110,31 @@ class Remote:
             "How long headers of a credential helper are used that does not say when they end; as Bazel's flag of that name.",
         ),
     ]
+    netrc: Annotated[
+        str | None,
+        Key(
+            NetrcFile(),
+            "auto",
+            "A .netrc with user and password for the server's host, sent as Basic authorization where nobody else gives one and no "
+            "`credential_helper` is for the host; `auto`: $NETRC or ~/.netrc, as Bazel; `off`: none.",
+        ),
+    ]
+    client_headers: Annotated[
+        tuple[str, ...],
+        Key(
+            HeaderNames(),
+            ["authorization"],
+            "Which headers of a client's own call are passed on with what is asked because of it, where neither `headers` nor "
+            "`credential_helper` gives them; for instance `x-buildbuddy-api-key` as well.",
+        ),
+    ]
     remember_authorization: Annotated[
         float,
         Key(
             Seconds(),
             28_800,
-            "How long the `authorization` that a client's own call carried is used for reads of ours, in memory only, where "
-            "neither `headers` nor `credential_helper` gives one; 0: not at all.",
+            "How long the `client_headers` that a client's own call carried are used for reads of ours, in memory only; 0: not at "
+            "all.",
         ),
     ]
     check_results: Annotated[

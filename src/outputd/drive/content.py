@@ -35,6 +35,8 @@ _BUFFER: Final = 1 << 20
 _SAME_READ: Final = 1.0
 """Seconds for which a failure answers whoever reads the same open file: when read-ahead has failed, the kernel sends a second READ
 for the same read(2) (filemap_read, filemap_read_folio), and the reader would wait, and all be fetched, twice."""
+_PAST: Final = 10**9
+"""Nanoseconds: more than the step of any file system's clock but FAT's, where nobody keeps a cache."""
 _INLINE_COPY: Final = 256 << 10
 """Bytes up to which copy-out does not go to a thread."""
 
@@ -100,6 +102,7 @@ class Content:
         if opened is None:
             opened = self._open[file] = OpenFile(file)
         opened.handles += 1
+        opened.copied = None
         if writing:
             assert isinstance(file.content, Local)
             file.content.writers += 1
@@ -234,6 +237,16 @@ class Content:
         assert isinstance(local, Local)
         local.size = os.fstat(opened.fd).st_size
         self._note_change(opened.file, local)
+
+    def settle(self, opened: OpenFile) -> int:
+        """Have whatever the kernel writes from here on without telling us be noticed; the version of the bytes as they are."""
+        local = opened.file.content
+        assert isinstance(local, Local)
+        if opened.direct:
+            # Not the time of now: file systems count coarsely, and a write at this moment would leave no trace.
+            opened.seen = os.fstat(opened.fd).st_mtime_ns - _PAST
+            os.utime(opened.fd, ns=(opened.seen, opened.seen))
+        return local.version
 
     def is_local(self, file: File) -> bool:
         """Whether reading needs nothing from elsewhere."""

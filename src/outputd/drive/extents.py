@@ -15,8 +15,9 @@ from typing import Final, TypeVar
 
 from outputd.drive.content import Content
 from outputd.drive.disk_error import disk_error
-from outputd.drive.open_file import NotLocal, OpenFile
+from outputd.drive.open_file import Copied, NotLocal, OpenFile
 from outputd.store.waiting import in_thread
+from outputd.tree.node import Local
 from outputd.tree.status import Status
 
 T = TypeVar("T")
@@ -65,18 +66,53 @@ class Extents:
             raise disk_error(error, "seek for data or a hole") from error
 
     def copy(
-        self, source: OpenFile, source_offset: int, target: OpenFile, target_offset: int, length: int
+        self,
+        source: OpenFile,
+        source_offset: int,
+        target: OpenFile,
+        target_offset: int,
+        length: int,
+        *,
+        alone: bool = False,
     ) -> int | Status | Awaitable[int | Status]:
         """copy_file_range(2), extents shared where the disk can; UNSUPPORTED where it refuses. Raises NotLocal for a source that
-        must be fetched first, Exhausted, Unavailable."""
+        must be fetched first, Exhausted, Unavailable.
+
+        `alone`: the target has one handle, which cannot read, so not map either. A blob that is copied into it as a whole, in any
+        number of steps, is known again (`Local.twin`).
+        """
         fds = self._content.descriptor(source), self._content.writable_descriptor(target)
         count = min(length, _COPY_STEP)
-        work = partial(_copy_range, source_offset, target_offset, count)
+        work: Callable[..., int | Status] = partial(_copy_range, source_offset, target_offset, count)
+        beginning: Copied | None = None
+        if alone and source_offset == target_offset:
+            self._content.catch_up(target.file)
+            beginning = _beginning(source, target, source_offset)
+        done: Callable[[int | Status], None] = partial(self._note_copied, target, beginning)
         if count <= _INLINE_COPY:
-            return self._now(target, work, *fds)
-        return self._later(target, work, *fds)
+            target.copied = beginning
+            return self._now(target, work, *fds, done=done)
+        later = self._later(target, work, *fds, done=done)
+        # Not before: `_later` has opened it for itself. Whoever does from here on takes this away.
+        target.copied = beginning
+        return later
 
-    def _now(self, target: OpenFile, work: Callable[..., T], *fds: int) -> T:
+    def _note_copied(self, target: OpenFile, beginning: Copied | None, copied: int | Status) -> None:
+        """After a step, during which the kernel has held the target's lock."""
+        if beginning is None or target.copied is not beginning or isinstance(copied, Status):
+            return
+        local = target.file.content
+        assert isinstance(local, Local)
+        size = beginning.size + copied
+        if local.size == size:
+            target.copied = Copied(beginning.blob, size, self._content.settle(target))
+            if size == beginning.blob.size:
+                local.twin = beginning.blob, local.version
+
+    def _now(
+        self, target: OpenFile, work: Callable[..., T], *fds: int, done: Callable[[T], None] = lambda _: None
+    ) -> T:
+        """What `work` gives, which `done` is told of when the change is accounted for."""
         refused = False
         try:
             outcome = work(*fds)
@@ -84,29 +120,49 @@ class Extents:
         finally:
             if not refused:  # where it failed, a part may have been done
                 self._content.changed(target)
+        done(outcome)
         return outcome
 
-    def _later(self, target: OpenFile, work: Callable[..., T], *fds: int) -> Awaitable[T]:
+    def _later(
+        self, target: OpenFile, work: Callable[..., T], *fds: int, done: Callable[[T], None] = lambda _: None
+    ) -> Awaitable[T]:
         """As `_now`, in a thread, on descriptors of its own: those of an inode are exchanged when a blob is copied out."""
         held = self._content.open(target.file, writing=True)
-        return self._in_thread(held, work, [os.dup(fd) for fd in fds])
+        return self._in_thread(held, work, [os.dup(fd) for fd in fds], done)
 
-    async def _in_thread(self, held: OpenFile, work: Callable[..., T], own: list[int]) -> T:
+    async def _in_thread(
+        self, held: OpenFile, work: Callable[..., T], own: list[int], done: Callable[[T], None]
+    ) -> T:
         refused = False
         try:
-            outcome = await in_thread(work, *own)
-            refused = _is_refusal(outcome)
+            try:
+                outcome = await in_thread(work, *own)
+                refused = _is_refusal(outcome)
+            finally:
+                for fd in own:
+                    os.close(fd)
+                if not refused:
+                    self._content.changed(held)
+            done(outcome)
         finally:
-            for fd in own:
-                os.close(fd)
-            if not refused:
-                self._content.changed(held)
             self._content.release(held, writing=True)
         return outcome
 
 
 def _is_refusal(outcome: object) -> bool:
-    return isinstance(outcome, Status) and outcome is not Status.OK
+    """Whether nothing was done: refused, or no byte copied, as at the end of a file."""
+    return outcome is not Status.OK if isinstance(outcome, Status) else outcome == 0
+
+
+def _beginning(source: OpenFile, target: OpenFile, size: int) -> Copied | None:
+    """So much of the source, if that is a blob which the target may become, and all that the target holds."""
+    blob, local = source.file.content, target.file.content
+    assert isinstance(local, Local)
+    # The blob of another instance of the CAS would be looked for in the wrong one.
+    if isinstance(blob, Local) or source.instance_name != target.instance_name:
+        return None
+    beginning = Copied(blob, size, local.version)
+    return beginning if (local.size == 0 if size == 0 else target.copied == beginning) else None
 
 
 def _copy_range(source_offset: int, target_offset: int, count: int, source: int, target: int) -> int | Status:

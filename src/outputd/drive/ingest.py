@@ -1,7 +1,7 @@
 """What was written here becomes blobs: closed local files are hashed and moved into the local store by rename.
 
-Small files are hashed on the event loop, others in threads, so that one large file holds up no small one and never the loop. Never
-touches a file that has a writer.
+Small files are hashed on the event loop, others in threads, so that one large file holds up no small one and never the loop. A file
+that is a blob's copy is not hashed, and becomes that blob. Never touches a file that has a writer.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ from outputd.digest import Digest, DigestFunction
 from outputd.drive.content import private_path
 from outputd.errors import OutputdError
 from outputd.store.base import LocalStore
+from outputd.store.waiting import in_thread
 from outputd.tree.node import File, Local, full_blocks
 from outputd.tree.tree import Tree
 
@@ -108,7 +109,9 @@ class Ingest:
             size = 0
             while len(batch) < _BATCH and size < _LARGE and (file := lane.next()) is not None:
                 local = self._to_be_hashed(file)
-                if local is not None:
+                if local is not None and self._keep_twin(file, local):
+                    await in_thread(_unlink, private_path(self._private_dir, local))
+                elif local is not None:
                     function = _function_of(file)
                     path = private_path(self._private_dir, local)
                     batch.append(_Job(file, local, local.version, path, function))
@@ -122,6 +125,9 @@ class Ingest:
         if local is None:
             return
         path = private_path(self._private_dir, local)
+        if self._keep_twin(file, local):
+            _unlink(path)
+            return
         try:
             fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
             try:
@@ -174,6 +180,21 @@ class Ingest:
                 file.note_blocks(blocks)
                 self._tree.outdate_attributes(file)
         self._done(file)
+
+    def _keep_twin(self, file: File, local: Local) -> bool:
+        """Have a file that is a blob's copy become that blob, if it is here; the private file is not needed any more then."""
+        if local.twin is None or local.twin[1] != local.version:
+            return False
+        digest = local.twin[0]
+        try:
+            if digest.function is not _function_of(file) or not self._store.has(digest):
+                return False
+        except OutputdError:
+            return False  # whoever keeps the file as a blob of its own is told
+        self._tree.adopting(file, digest)
+        self._tree.set_content(file, digest)
+        self._done(file)
+        return True
 
     def _unreadable(self, file: File, path: str, error: OSError) -> None:
         if file.nlink:  # else it was unlinked while it was being hashed
@@ -269,6 +290,13 @@ class _Hashing:
             return error
         except _Unwanted:
             return None
+
+
+def _unlink(path: str) -> None:
+    try:
+        os.unlink(path)
+    except OSError as error:
+        _log.warning("%s: cannot be removed: %s", path, error.strerror)  # swept at the next start
 
 
 def _function_of(file: File) -> DigestFunction:

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
+from outputd.digest import Digest
 from outputd.errors import OutputdError
 from outputd.store.base import Ranges
 from outputd.tree.node import File
@@ -38,10 +41,19 @@ class TooLong(Exception):
         self.size = size
 
 
+class Copied(NamedTuple):
+    """The beginning of a blob is all that a file holds."""
+
+    blob: Digest
+    size: int
+    version: int
+    """Of the local bytes, to which nothing else has happened."""
+
+
 class OpenFile:
     """An inode with open handles."""
 
-    __slots__ = ("direct", "failure", "fd", "file", "handles", "instance_name", "ranges", "seen")
+    __slots__ = ("copied", "direct", "failure", "fd", "file", "handles", "instance_name", "ranges", "seen")
 
     def __init__(self, file: File) -> None:
         self.file = file
@@ -58,6 +70,9 @@ class OpenFile:
         """When its bytes could not be had the last time, by time.monotonic(), and why."""
         self.ranges: Ranges | None = None
         """While `fd` is -1, what is here of a large blob, once somebody has read of it."""
+
+        self.copied: Copied | None = None
+        """Where a blob is being copied into it, as long as nobody opens it a second time."""
 
     def give_up_ranges(self) -> None:
         """Other bytes have taken their place, or nobody has it open any more."""

@@ -1,4 +1,4 @@
-"""Remote Asset and LogStream, passed on to the remote; never fetches anything itself.
+"""Remote Asset, passed on to the remote; never fetches anything itself.
 
 What a Fetch finds is a blob of the remote's CAS, which comes here when somebody reads it.
 """
@@ -8,13 +8,11 @@ from __future__ import annotations
 from typing import Final
 
 from outputd._proto import remote_asset_pb2 as asset
-from outputd._proto import remote_logstream_pb2 as logstream
 from outputd.rpc.edge import Context
 from outputd.rpc.passing import Passing
 
 _FETCH: Final = asset.DESCRIPTOR.services_by_name["Fetch"].methods_by_name
 _PUSH: Final = asset.DESCRIPTOR.services_by_name["Push"].methods_by_name
-_LOGS: Final = logstream.DESCRIPTOR.services_by_name["LogStreamService"].methods_by_name
 
 _DOWNLOAD: Final = 600.0
 """Seconds for a fetch: the server may have to download first."""
@@ -64,18 +62,4 @@ class Push:
         request.instance_name = self._passing.instance(instance)
         return await self._passing.call(
             _PUSH["PushDirectory"], request, asset.PushDirectoryResponse, context, _PATIENCE, instance
-        )
-
-
-class LogStreamService:
-    """The service. ByteStream passes on what is read from and written to a log stream (byte_stream.py)."""
-
-    def __init__(self, passing: Passing) -> None:
-        self._passing = passing
-
-    async def create_log_stream(
-        self, request: logstream.CreateLogStreamRequest, context: Context
-    ) -> logstream.LogStream:
-        return await self._passing.call(
-            _LOGS["CreateLogStream"], request, logstream.LogStream, context, _PATIENCE
         )

@@ -24,6 +24,7 @@ from outputd.errors import (
 )
 from outputd.rpc.blob_pieces import blob_pieces
 from outputd.rpc.edge import Context, OutOfRange, decode
+from outputd.rpc.log_streams import asked
 from outputd.rpc.passing import Passing
 from outputd.rpc.resource_name import UploadName, names_no_blob, parse_blob_name, parse_upload_name
 from outputd.rpc.upload import Upload
@@ -69,7 +70,8 @@ class ByteStream:
     ) -> AsyncIterator[bytestream.ReadResponse]:
         if self._passing.remote and names_no_blob(request.resource_name):
             method = _METHODS["Read"]
-            replies = self._passing.stream(method, request, bytestream.ReadResponse, context)
+            prefix, request.resource_name = asked(self._passing, request.resource_name)
+            replies = self._passing.stream(method, request, bytestream.ReadResponse, context, prefix)
             async with aclosing(replies):
                 async for reply in replies:
                     yield reply
@@ -110,8 +112,9 @@ class ByteStream:
         if first is None:
             raise Invalid("the stream of requests is empty; expected resource_name in a first one")
         if self._passing.remote and names_no_blob(first.resource_name):
-            async with aclosing(_serialized(first, requests)) as data:
-                reply = await self._passing.send(_METHODS["Write"], data, first.resource_name, context)
+            prefix, name_there = asked(self._passing, first.resource_name)
+            async with aclosing(_serialized(first, requests, name_there)) as data:
+                reply = await self._passing.send(_METHODS["Write"], data, name_there, context, prefix)
             return decode(bytestream.WriteResponse, reply)
         name = parse_upload_name(first.resource_name)
         _check_compressor(name.compressor)
@@ -139,8 +142,9 @@ class ByteStream:
     ) -> bytestream.QueryWriteStatusResponse:
         if self._passing.remote and names_no_blob(request.resource_name):
             method = _METHODS["QueryWriteStatus"]
+            prefix, request.resource_name = asked(self._passing, request.resource_name)
             return await self._passing.call(
-                method, request, bytestream.QueryWriteStatusResponse, context, self._patience
+                method, request, bytestream.QueryWriteStatusResponse, context, self._patience, prefix
             )
         name = parse_upload_name(request.resource_name)
         _check_compressor(name.compressor)
@@ -287,10 +291,14 @@ class _Incoming:
 
 
 async def _serialized(
-    first: bytestream.WriteRequest, rest: AsyncIterator[bytestream.WriteRequest]
+    first: bytestream.WriteRequest, rest: AsyncIterator[bytestream.WriteRequest], name: str
 ) -> AsyncGenerator[bytes, None]:
+    """With another name for what is written."""
+    first.resource_name = name
     yield first.SerializeToString()
     async for request in rest:
+        if request.resource_name:
+            request.resource_name = name
         yield request.SerializeToString()
 
 

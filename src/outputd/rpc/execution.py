@@ -16,8 +16,9 @@ from outputd._proto import remote_execution_pb2 as reapi
 from outputd.errors import NotFound
 from outputd.rpc.edge import Context
 from outputd.rpc.inlined import Inlined
+from outputd.rpc.log_streams import given
 from outputd.rpc.passing import Passing
-from outputd.rpc.resource_name import operation_name, parse_operation_name
+from outputd.rpc.resource_name import names_no_blob, operation_name, parse_operation_name
 
 _EXECUTION: Final = reapi.DESCRIPTOR.services_by_name["Execution"].methods_by_name
 _OPERATIONS: Final = longrunning.DESCRIPTOR.services_by_name["Operations"].methods_by_name
@@ -40,8 +41,7 @@ class Execution:
         replies = self._passing.stream(method, request, longrunning.Operation, context, instance)
         async with aclosing(replies):
             async for operation in replies:
-                operation.name = operation_name(instance, operation.name)
-                await self._keep_inlined(operation)
+                await self._received(instance, operation)
                 yield operation
 
     async def wait_execution(
@@ -52,11 +52,18 @@ class Execution:
         replies = self._passing.stream(method, request, longrunning.Operation, context, instance)
         async with aclosing(replies):
             async for operation in replies:
-                operation.name = operation_name(instance, operation.name)
-                await self._keep_inlined(operation)
+                await self._received(instance, operation)
                 yield operation
 
-    async def _keep_inlined(self, operation: longrunning.Operation) -> None:
+    async def _received(self, instance: str, operation: longrunning.Operation) -> None:
+        operation.name = operation_name(instance, operation.name)
+        prefix = self._passing.prefix(instance)
+        about = reapi.ExecuteOperationMetadata()
+        if prefix and operation.metadata.Unpack(about):
+            for field in ("stdout_stream_name", "stderr_stream_name"):
+                if names_no_blob(name := getattr(about, field)):
+                    setattr(about, field, given(prefix, name))
+            operation.metadata.Pack(about)
         response = reapi.ExecuteResponse()
         if operation.done and operation.response.Unpack(response):
             await self._inlined.keep(response.result)

@@ -29,6 +29,9 @@ class Relaying(Protocol):
     def of_instance(self, name: str) -> tuple[Relay, str]:
         """Who passes calls for an instance on, and what the server calls it. Raises Invalid."""
 
+    def prefix_of(self, name: str) -> str:
+        """The prefix of the instance names of whoever has a name; empty for who has all others."""
+
 
 class Passing:
     """Raises Refusal with the remote's own status, Unavailable without a remote that answers, Unsupported without any."""
@@ -45,6 +48,10 @@ class Passing:
         """What the remote calls an instance. Raises Invalid."""
         check_instance_name(name)
         return name if self._relays is None else self._relays.of_instance(name)[1]
+
+    def prefix(self, name: str) -> str:
+        """By what it begins with, whose a name is that stands in no field for an instance name; empty: `[remote]` has it."""
+        return "" if self._relays is None else self._relays.prefix_of(name)
 
     async def call(
         self,
@@ -77,10 +84,15 @@ class Passing:
                 yield _parsed(reply, one, method)
 
     async def send(
-        self, method: MethodDescriptor, requests: AsyncIterator[bytes], resource: str, context: Context
+        self,
+        method: MethodDescriptor,
+        requests: AsyncIterator[bytes],
+        resource: str,
+        context: Context,
+        instance: str = "",
     ) -> bytes:
         """Many requests and one reply, as bytes, for as long as the client wants to wait."""
-        relay = self._needed(method, "")
+        relay = self._needed(method, instance)
         return await relay.send(_path(method), requests, _remaining(context), resource)
 
     def _needed(self, method: MethodDescriptor, instance: str) -> Relay:

@@ -14,13 +14,14 @@ from outputd._proto import (
     remote_logstream_pb2,
 )
 from outputd.rpc.action_cache import ActionCache, ActionResults
-from outputd.rpc.assets import Fetch, LogStreamService, Push
+from outputd.rpc.assets import Fetch, Push
 from outputd.rpc.byte_stream import ByteStream
 from outputd.rpc.capabilities import Capabilities, RemoteCapabilities
 from outputd.rpc.cas import ContentAddressableStorage
 from outputd.rpc.chunks import Chunks
 from outputd.rpc.execution import Execution, Operations
 from outputd.rpc.inlined import Inlined
+from outputd.rpc.log_streams import LogStreamService
 from outputd.rpc.passing import Passing
 from outputd.store.base import ServedBlobs
 

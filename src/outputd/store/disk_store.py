@@ -18,7 +18,7 @@ import time
 from collections.abc import Callable, Collection, Iterator
 from typing import Final
 
-from outputd.digest import Digest, empty_digest
+from outputd.digest import Digest
 from outputd.disk.atomic import make_directories
 from outputd.disk.disk import Disk
 from outputd.errors import Exhausted, OutputdError, Unavailable
@@ -26,13 +26,13 @@ from outputd.store.base import Usage
 from outputd.store.disk_writer import DiskWriter
 from outputd.store.doubt import Doubt
 from outputd.store.layout import BLOB_MODE, LOCAL_ONLY, Found, Layout
+from outputd.store.owners import SOLE, Owner, Owners
 from outputd.store.room import Relief, is_full, who_holds_it
 from outputd.store.tally import Entry, Tally
 from outputd.store.temporaries import Temporaries
 
 _log = logging.getLogger(__name__)
 
-_NO_SIZE: Final = bytes(8)
 _GROWTH: Final = 64 << 20
 """Bytes of arrivals after which somebody looks whether there is room left, on a large disk."""
 _USE_STEP: Final = 3600.0
@@ -43,19 +43,24 @@ class DiskStore:
     """A LocalStore on a local file system. Safe for any number of threads and processes."""
 
     def __init__(
-        self, root: str, disk: Disk, *, grace: float = 3 * _USE_STEP, boot: str | None = None
+        self,
+        root: str,
+        disk: Disk,
+        *,
+        owner: Owner = SOLE,
+        grace: float = 3 * _USE_STEP,
+        boot: str | None = None,
     ) -> None:
         """Make the layout where it is missing and sweep what dead processes left.
 
-        `grace`: seconds for which a blob that only we have is kept after its last use, referenced or not. `boot` stands for the
-        kernel's boot id, in hex. Raises Precondition when the store is not ours or of a newer format, Exhausted or Unavailable.
+        `owner`: whose private files are meant, and whose trees. `grace`: seconds for which a blob that only we have is kept after
+        its last use, referenced or not. `boot` stands for the kernel's boot id, in hex. Raises Precondition when the store is not
+        ours or of a newer format, Exhausted or Unavailable.
         """
         self.layout: Final = Layout(root)
         self._disk = disk
         self.grace: Final = grace
         self._use_step = min(_USE_STEP, grace / 3)
-        self.private: Final = self.layout.private
-        """Directory for files that become blobs by `adopt`; on the same file system, so that a rename is enough."""
         self._lock = threading.RLock()
         """Held while a blob gets its name, loses it, or is kept from losing it."""
         self.tally: Final = Tally(self._lock)
@@ -65,11 +70,14 @@ class DiskStore:
         try:
             fresh = not os.path.lexists(f"{self.layout.root}/blobs")
             self.layout.prepare(disk)
+            self._owners = Owners(self.layout.owners, self.layout.private, owner, disk)
             self._temporaries = Temporaries(self.layout.tmp, disk)
             self._doubt = Doubt(self.layout.synced, disk, fresh=fresh, boot=boot)
             self.relief: Final = Relief(self._growth_step())
         except OSError as error:
             raise self.failed(error, "prepare the store", self.layout.root) from error
+        self.private: Final = self._owners.private
+        """Directory for files that become blobs by `adopt`; on the same file system, so that a rename is enough."""
 
     def close(self) -> None:
         """Sync, and give up the directory for temporaries. No blob may be on its way in. Raises Exhausted or Unavailable."""
@@ -88,7 +96,7 @@ class DiskStore:
         try:
             found = os.stat(path)
         except FileNotFoundError:
-            return _is_empty_blob(digest)
+            return self.layout.standing(digest) is not None
         except OSError as error:
             raise self.failed(error, "look up", path) from error
         # A file of another size may well be the true blob, and the size asked for the lie. It is absent for the one who
@@ -106,9 +114,7 @@ class DiskStore:
         try:
             fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
         except FileNotFoundError:
-            if not _is_empty_blob(digest):
-                return None
-            return self._open_empty()
+            return self._open_standing(digest)
         except OSError as error:
             raise self.failed(error, "open", path) from error
         found = os.fstat(fd)
@@ -308,15 +314,14 @@ class DiskStore:
 
     def is_here(self, digest: Digest) -> bool:
         """As `has`, without counting as a use. What it says of a blob in doubt may be wrong."""
-        return os.path.lexists(self.layout.path(digest)) or _is_empty_blob(digest)
+        return os.path.lexists(self.layout.path(digest)) or self.layout.standing(digest) is not None
 
-    @property
-    def alone(self) -> bool:
-        """Whether no other process works on this store; another's trees are not ours to judge. Raises Unavailable."""
+    def others(self) -> list[str]:
+        """The state directories of other owners, whose trees are not ours to judge. Raises Unavailable."""
         try:
-            return self._temporaries.alone
+            return self._owners.others()
         except OSError as error:
-            raise self.failed(error, "look for other users of", self.layout.root) from error
+            raise self.failed(error, "look for other owners of", self.layout.root) from error
 
     # DiskWriter's Home
 
@@ -361,7 +366,7 @@ class DiskStore:
     # within
 
     def _who_holds_the_room(self) -> str:
-        return who_holds_it(self.layout.root, self.private, self.tally.totals)
+        return who_holds_it(self.layout.root, self.layout.private, self.tally.totals)
 
     def _growth_step(self) -> int:
         """Bytes of arrivals between two looks at the room that is left. Raises OSError."""
@@ -419,11 +424,14 @@ class DiskStore:
     def _set_aside(self, path: str, digest: Digest) -> None:
         self._disk.rename(path, f"{self.layout.damaged}/{digest.function.lower}-{digest.hash_hex}")
 
-    def _open_empty(self) -> int:
+    def _open_standing(self, digest: Digest) -> int | None:
+        path = self.layout.standing(digest)
+        if path is None:
+            return None
         try:
-            return os.open(self.layout.empty, os.O_RDONLY | os.O_CLOEXEC)
+            return os.open(path, os.O_RDONLY | os.O_CLOEXEC)
         except OSError as error:
-            raise self.failed(error, "open the empty blob", self.layout.empty) from error
+            raise self.failed(error, "open", path) from error
 
 
 def _mode(local_only: bool) -> int:
@@ -436,10 +444,3 @@ def _note_use(fd: int, found: os.stat_result) -> None:
         os.utime(fd, ns=(time.time_ns(), found.st_mtime_ns))
     except OSError:
         pass  # A disk that takes no writes evicts nothing either.
-
-
-def _is_empty_blob(digest: Digest) -> bool:
-    if digest[1:9] != _NO_SIZE:
-        return False
-    function = digest.function
-    return function.supported and digest == empty_digest(function)

@@ -1,33 +1,51 @@
 """Where the files of a local store lie, and whose they are; knows names, never a blob's bytes.
 
-Below the root, which one user's daemons own:
+Below the root, which one user's daemons own, one at a time:
 
+    cache.lock                                              held by the daemon that works here
     format                                                  the number of this layout; a newer one is refused
     synced                                                  what a power cut cannot have damaged (doubt.py)
     blobs/<function>/<two hex digits>/<the other digits>    the blobs: mode 0444, or 01444 while no remote is known to have them
     tmp/<one directory a process>/                          blobs on their way in; swept when their process is gone
-    private/                                                files local actions write, taken over by `adopt`; not touched here
+    private/, owners/                                       files local actions write, taken over by `adopt`; whose (owners.py)
     partial/                                                blobs of which some bytes are here (partials.py)
     damaged/                                                what was found under a blob's name with other bytes
     empty                                                   stands for the empty blob
+    CACHEDIR.TAG                                            tells backup programs to leave all of this out; a blob as well
 """
 
 from __future__ import annotations
 
+import logging
 import os
 import stat
 from collections.abc import Iterator
 from typing import Final, NamedTuple
 
-from outputd.digest import Digest, DigestFunction
+from outputd.digest import Digest, DigestFunction, empty_digest
 from outputd.disk.atomic import make_directories, replace_file
 from outputd.disk.disk import Disk
 from outputd.errors import Precondition
+from outputd.store.room import is_full
 
-FORMAT: Final = 1
+_log = logging.getLogger(__name__)
+
+FORMAT: Final = 2
+_WITHOUT_OWNERS: Final = 1
+"""The format in which private files lay in `private` itself."""
 BLOB_MODE: Final = 0o444
 LOCAL_ONLY: Final = stat.S_ISVTX
 """The bit in a blob's mode that says: no remote is known to have it. On a regular file it means nothing to Linux."""
+
+TAG_NAME: Final = "CACHEDIR.TAG"
+TAG: Final = b"""\
+Signature: 8a477f597d28d172789f06886806bc55
+# Backup programs leave out the directory with this file: its contents can be had again (https://bford.info/cachedir/).
+# It belongs to outputd.
+"""
+"""The first 43 bytes are what makes it one."""
+TAG_DIGEST: Final = Digest.of(DigestFunction.SHA256, TAG)
+_NO_SIZE: Final = bytes(8)
 
 
 class Found(NamedTuple):
@@ -54,9 +72,11 @@ class Layout:
     def __init__(self, root: str) -> None:
         self.root: Final = os.path.abspath(root)
         self.private: Final = f"{self.root}/private"
+        self.owners: Final = f"{self.root}/owners"
         self.damaged: Final = f"{self.root}/damaged"
         self.tmp: Final = f"{self.root}/tmp"
         self.empty: Final = f"{self.root}/empty"
+        self.tag: Final = f"{self.root}/{TAG_NAME}"
         self.synced: Final = f"{self.root}/synced"
         # By function number. A digest's path is made on every open of a file: two slices and one join.
         self._prefix = [""] + [f"{self.root}/blobs/{function.lower}/" for function in DigestFunction]
@@ -65,6 +85,13 @@ class Layout:
         """Where a blob lies, or would."""
         digits = digest[9:].hex()
         return f"{self._prefix[digest[0]]}{digits[:2]}/{digits[2:]}"
+
+    def standing(self, digest: Digest) -> str | None:
+        """The file of a blob that is always here, and never evicted; None of all others."""
+        if digest[1:9] == _NO_SIZE:
+            function = digest.function
+            return self.empty if function.supported and digest == empty_digest(function) else None
+        return self.tag if digest == TAG_DIGEST else None
 
     def prepare(self, disk: Disk) -> None:
         """Make what is missing. Raises OSError, and Precondition when the root is not ours or has a newer format."""
@@ -82,7 +109,10 @@ class Layout:
         except FileNotFoundError:
             replace_file(disk, path, b"%d\n" % FORMAT)
         else:
-            if found != b"%d" % FORMAT:
+            if found == b"%d" % _WITHOUT_OWNERS:
+                _log.info("%s: from format %d to %d", path, _WITHOUT_OWNERS, FORMAT)
+                replace_file(disk, path, b"%d\n" % FORMAT)
+            elif found != b"%d" % FORMAT:
                 raise Precondition(
                     f"{self.root}: the store has format {found.decode('ascii', 'replace')!r}, and this outputd reads {FORMAT}; "
                     "use the outputd that wrote it, or choose another directory (--cache-dir)"
@@ -90,6 +120,21 @@ class Layout:
         for name in ("blobs", "tmp", "private", "damaged"):
             make_directories(disk, f"{self.root}/{name}")
         os.close(disk.open(self.empty, os.O_RDONLY | os.O_CREAT, BLOB_MODE))
+        self._tag(disk)
+
+    def _tag(self, disk: Disk) -> None:
+        try:
+            with open(self.tag, "rb") as file:
+                if file.read() == TAG:
+                    return
+        except FileNotFoundError:
+            pass
+        try:
+            replace_file(disk, self.tag, TAG, BLOB_MODE)
+        except OSError as error:
+            if not is_full(error):
+                raise
+            _log.warning("%s cannot be written, backups take the cache in: %s", self.tag, error.strerror)
 
     def fans(self) -> list[str]:
         """The directories that hold blobs. Raises OSError."""

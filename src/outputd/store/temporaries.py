@@ -38,12 +38,6 @@ class Temporaries:
         """A name that nothing has."""
         return f"{self._path}/{next(self._numbers)}"
 
-    @property
-    def alone(self) -> bool:
-        """Whether no other process works on this store. Raises OSError."""
-        top, mine = os.path.split(self._path)
-        return all(_is_dead(f"{top}/{name}", self._disk) for name in self._disk.list(top) if name != mine)
-
     def close(self) -> None:
         """Give the directory up. Nothing may be on its way in."""
         try:
@@ -70,17 +64,3 @@ def _sweep(top: str, disk: Disk) -> None:
             pass  # Its process lives, or another one sweeps it too.
         finally:
             os.close(claim)
-
-
-def _is_dead(path: str, disk: Disk) -> bool:
-    try:
-        claim = disk.open(path, os.O_RDONLY | os.O_DIRECTORY)
-    except (FileNotFoundError, NotADirectoryError):
-        return True
-    try:
-        fcntl.flock(claim, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return False
-    finally:
-        os.close(claim)
-    return True

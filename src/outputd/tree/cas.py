@@ -16,7 +16,18 @@ from typing import Final, TypeAlias
 
 from outputd.digest import Digest, DigestFunction
 from outputd.errors import Invalid
-from outputd.tree.node import NO_RECORD, Directory, File, Node, Searched, Symlink, Volume, first_ino
+from outputd.tree.node import (
+    NO_RECORD,
+    TIMELESS,
+    Directory,
+    File,
+    Node,
+    Searched,
+    Symlink,
+    Volume,
+    first_ino,
+)
+from outputd.tree.top import CAS_INO
 
 CAS: Final = b"cas"
 _SEARCHED_MODE: Final = stat.S_IFDIR | 0o555
@@ -27,9 +38,6 @@ _NOT_IN_NAMES: Final = frozenset(
     (b"actions", b"actionResults", b"operations", b"uploads", b"capabilities", b"compressed-blobs")
 )
 """What no component of an instance name may be (REv2, instance_name), beside `blobs`."""
-_MTIME: Final = 946_684_800_000_000_000
-"""2000-01-01: a blob has no time of its own, and whoever compares times is to find them equal."""
-
 Script: TypeAlias = Callable[[Directory, Digest], Digest | None]
 """The blob with the script that runs a Command, None if it is none; what it raises to have it brought goes to whoever looked it up.
 The directory says which instance of the CAS is meant."""
@@ -44,7 +52,7 @@ class _CasVolume(Volume):
 
     def __init__(self, numbers: _Numbers, instance_name: str) -> None:
         self._numbers = numbers
-        Volume.__init__(self, 0, _MTIME, writable=False)
+        Volume.__init__(self, 0, TIMELESS, writable=False)
         self.instance_name = instance_name
 
     @property
@@ -87,7 +95,7 @@ class Cas:
         self._numbers = _Numbers(take_number)
         self.script = script
         self._instance_name = instance_name
-        _enter(top, CAS, _Instance(self, ""))
+        _enter(top, CAS, _Instance(self, "")).ino = CAS_INO
 
     def volume(self, instance_name: str) -> Volume:
         made = _CasVolume(self._numbers, "" if instance_name == self._instance_name else instance_name)
@@ -101,7 +109,7 @@ class _Instance(Searched):
     __slots__ = ("_cas", "_name")
 
     def __init__(self, cas: Cas, name: str) -> None:
-        Searched.__init__(self, _SEARCHED_MODE, _MTIME, cas.volume(name))
+        Searched.__init__(self, _SEARCHED_MODE, TIMELESS, cas.volume(name))
         self._cas = cas
         self._name = name
 
@@ -123,7 +131,7 @@ class _Blobs(Searched):
     __slots__ = ("_function", "_kind", "_script")
 
     def __init__(self, volume: Volume, function: DigestFunction, kind: bytes, script: Script) -> None:
-        Searched.__init__(self, _SEARCHED_MODE, _MTIME, volume)
+        Searched.__init__(self, _SEARCHED_MODE, TIMELESS, volume)
         self._function = function
         self._kind = kind
         self._script = script
@@ -133,13 +141,13 @@ class _Blobs(Searched):
         if digest is None:
             return None
         if self._kind == b"file":
-            return File(_FILE_MODE, _MTIME, digest)
+            return File(_FILE_MODE, TIMELESS, digest)
         if self._kind == b"executable":
-            return File(_PROGRAM_MODE, _MTIME, digest)
+            return File(_PROGRAM_MODE, TIMELESS, digest)
         if self._kind == b"command":
             script = self._script(self, digest)
-            return None if script is None else File(_PROGRAM_MODE, _MTIME, script)
-        made = Directory(_SEARCHED_MODE, _MTIME, self.volume)
+            return None if script is None else File(_PROGRAM_MODE, TIMELESS, script)
+        made = Directory(_SEARCHED_MODE, TIMELESS, self.volume)
         made.children = None
         if self._kind == b"tree":
             made.tree = digest
@@ -154,10 +162,10 @@ _KINDS: Final = (b"file", b"executable", b"directory", b"tree", b"command")
 
 def _blobs(script: Script, volume: Volume) -> Directory:
     """The directory `blobs`, with those of the functions and kinds in it."""
-    top = Directory(_SEARCHED_MODE, _MTIME, volume)
+    top = Directory(_SEARCHED_MODE, TIMELESS, volume)
     for function in DigestFunction:
         if function.supported:
-            below = _enter(top, function.lower.encode(), Directory(_SEARCHED_MODE, _MTIME, volume))
+            below = _enter(top, function.lower.encode(), Directory(_SEARCHED_MODE, TIMELESS, volume))
             for kind in _KINDS:
                 _enter(below, kind, _Blobs(volume, function, kind, script))
     return top

@@ -24,6 +24,9 @@ SYMLINK_MODE: Final = stat.S_IFLNK | 0o777
 NO_RECORD: Final = b""
 """Value of `Directory.record` where every attribute below is the default."""
 
+TIMELESS: Final = 946_684_800_000_000_000
+"""2000-01-01: the mtime of what has no time of its own; whoever compares times is to find them equal."""
+
 MAX_NAME: Final = 255
 """Bytes in one name (NAME_MAX)."""
 MAX_LINKS: Final = 65000
@@ -53,7 +56,7 @@ class Extra:
 class Local:
     """Bytes of a file that was written here and is not, or not yet, a blob: a private file known by its key."""
 
-    __slots__ = ("key", "size", "version", "writers")
+    __slots__ = ("key", "size", "twin", "version", "writers")
 
     def __init__(self, key: int, size: int = 0) -> None:
         self.key = key
@@ -64,6 +67,8 @@ class Local:
         """Open handles that may write. A file with writers has no digest."""
         self.version = 0
         """Grows with every change of the bytes: a hash counts only if this is what it was when hashing began."""
+        self.twin: tuple[Digest, int] | None = None
+        """The blob that was copied here whole, and the `version` for as long as which these are its bytes."""
 
 
 class Node:

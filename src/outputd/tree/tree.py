@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import stat
 from collections.abc import Iterator
-from typing import Final
 
 from outputd.digest import Digest
 from outputd.tree.freeing import dismantle, is_free
@@ -41,9 +40,7 @@ from outputd.tree.node import (
 from outputd.tree.outdate import outdate_digest, outdate_holders, outdate_record
 from outputd.tree.rules import RENAME_EXCHANGE, RENAME_NOREPLACE, entries, entry, may_enter, may_rename
 from outputd.tree.status import NotLoaded, Status
-
-ROOT_INO: Final = 1
-"""FUSE_ROOT_ID."""
+from outputd.tree.top import OUTPUTS_INO, ROOT_INO, TAG_INO
 
 
 class Tree:
@@ -58,8 +55,9 @@ class Tree:
         self.root.mode = stat.S_IFDIR | 0o555
         self.root.ino = ROOT_INO
         self.root.lookups = 1
-        frame.next_ino = ROOT_INO + 1
+        frame.next_ino = TAG_INO + 1
         self.outputs = Directory(stat.S_IFDIR | 0o555, now, frame)
+        self.outputs.ino = OUTPUTS_INO
         self._enter(self.root, b"outputs", self.outputs, now)
         self.inodes = frame.inodes = KernelInodes()
         """What the kernel knows, by inode number."""

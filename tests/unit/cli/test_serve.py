@@ -18,7 +18,7 @@ from outputd.config import Config, Places, TcpAddress
 from outputd.errors import Precondition
 from outputd.front.fuse.handover import VERSION, Agreed, Handover
 from outputd.front.fuse.mount import Mount
-from outputd.restart import Departure
+from outputd.restart import Departure, Locks
 from tests.unit.cli.conftest import Commands
 
 Serve = Callable[..., Coroutine[Any, Any, Departure | None]]
@@ -106,7 +106,7 @@ def test_what_goes_over_is_taken_to_the_next_program(
     outputd: Commands, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     departure = Departure(
-        Handover(Mount("/m", 5, 1, by_us=True, created=False, replaced=0), Agreed(45, 0, False)), lock=6
+        Handover(Mount("/m", 5, 1, by_us=True, created=False, replaced=0), Agreed(45, 0, False)), Locks(6, 7)
     )
     left: list[Departure] = []
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 
 import pytest
@@ -66,6 +67,36 @@ class TestRemote:
         assert options.header_files == {"authorization": f"{tmp_path}/token"}
         assert options.timeout == 7
 
+    def test_where_a_netrc_is(self, tmp_path: Path) -> None:
+        def found(setting: str, environ: Mapping[str, str] = ENVIRON) -> str | None:
+            return remote_options(
+                load({}, environ, write(tmp_path, f"[remote]\n{setting}\n")).config.remote
+            ).netrc
+
+        assert found("") == "/home/ed/.netrc"
+        assert found("", {**ENVIRON, "NETRC": "/run/netrc"}) == "/run/netrc"
+        assert found('netrc = "auto"') == "/home/ed/.netrc"
+        assert found('netrc = "~/other"') == "/home/ed/other"
+        assert found('netrc = "off"', {**ENVIRON, "NETRC": "/run/netrc"}) is None
+        assert found("", {**ENVIRON, "OUTPUTD_REMOTE_NETRC": "off"}) is None
+        with pytest.raises(InvalidSettings, match="auto"):
+            found("netrc = true")
+
+    def test_headers_of_clients(self, tmp_path: Path) -> None:
+        def found(setting: str, **environ: str) -> tuple[str, ...]:
+            loaded = load({}, {**ENVIRON, **environ}, write(tmp_path, f"[remote]\n{setting}\n"))
+            return loaded.config.remote.client_headers
+
+        assert found("") == ("authorization",)
+        assert found('client_headers = ["Authorization", "x-buildbuddy-api-key"]') == (
+            "authorization",
+            "x-buildbuddy-api-key",
+        )
+        assert found("", OUTPUTD_REMOTE_CLIENT_HEADERS="x-a, x-b") == ("x-a", "x-b")
+        for wrong in ('"authorization"', '["a b"]', '["x-bin"]', "[1]"):
+            with pytest.raises(InvalidSettings):
+                found(f"client_headers = {wrong}")
+
     def test_credential_helpers_as_bazel_writes_them(self, tmp_path: Path) -> None:
         text = '[remote]\ncredential_helper = ["bare", "*.Example.com=./near", "h=~/far"]\n'
         settings = load({}, ENVIRON, write(tmp_path, text)).config.remote
@@ -92,13 +123,14 @@ class TestRemote:
         inside = "/home/ed/outputd/x"
         text = (
             f'[remote]\nurl = "grpcs://h"\nca_file = "{inside}"\nheaders = {{ a = "@{inside}" }}\n'
-            f'credential_helper = "{inside}"\n'
+            f'credential_helper = "{inside}"\nnetrc = "{inside}"\n'
         )
         with pytest.raises(InvalidSettings) as caught:
             load({}, ENVIRON, write(tmp_path, text))
         assert [problem.subject for problem in caught.value.problems] == [
             "[remote] ca_file",
             "[remote] headers",
+            "[remote] netrc",
             "[remote] credential_helper",
         ]
         assert all("lies inside the mount" in problem.text for problem in caught.value.problems)

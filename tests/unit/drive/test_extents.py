@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import inspect
 import os
-from collections.abc import Awaitable
+from collections.abc import Awaitable, Callable
 from pathlib import Path
 from typing import TypeVar
 
@@ -158,6 +158,103 @@ def test_a_range_of_a_blob_is_copied_after_it_was_fetched(tmp_path: Path, size: 
             assert target.file.size == size - 4
             w.content.release(target, writing=True)
             assert await w.ingest.digest_of(target.file, SHA256) == Digest.of(SHA256, b"begin " + data[10:])
+
+    asyncio.run(run())
+
+
+def _copied(w: World, data: bytes, *, instance: str = "") -> tuple[OpenFile, OpenFile]:
+    """A blob that is here, opened, and a new file that only its writer has open."""
+    source = w.content.open(w.staged(b"a", data, local=True), writing=False)
+    source.instance_name = instance
+    return source, _written(w, b"b", b"")
+
+
+async def _copy_all(w: World, source: OpenFile, target: OpenFile, step: int) -> None:
+    """As cp(1): until no more comes."""
+    offset = 0
+    while copied := await _done(Extents(w.content).copy(source, offset, target, offset, step, alone=True)):
+        assert isinstance(copied, int)
+        offset += copied
+
+
+@pytest.mark.parametrize(
+    ("size", "step"), [(1000, 1 << 30), (300_000, 100_000), (20 << 20, 1 << 30), (0, 10)]
+)
+def test_a_blob_that_is_copied_whole_is_that_blob(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, size: int, step: int
+) -> None:
+    def hashed(*_: object) -> Digest:
+        raise AssertionError("there is nothing to hash")
+
+    async def run() -> None:
+        async with world(tmp_path) as w:
+            data = os.urandom(size)
+            source, target = _copied(w, data)
+            await _copy_all(w, source, target, step)
+            assert _read(w, target) == data
+            monkeypatch.setattr(Digest, "of", hashed)
+            monkeypatch.setattr(Digest, "of_descriptor", hashed)
+            w.content.release(target, writing=True)
+            assert await w.ingest.digest_of(target.file, SHA256) == source.file.content
+            assert target.file.content == source.file.content
+            assert w.private_files() == []
+
+    asyncio.run(run())
+
+
+def _write(w: World, target: OpenFile) -> None:
+    w.content.write(target, 3, memoryview(b"x"), append=False)
+
+
+_CHANGES: dict[str, Callable[[World, OpenFile], object]] = {
+    "written": _write,
+    "cut": lambda w, target: w.content.truncate(target.file, 10),
+    "punched": lambda w, target: Extents(w.content).allocate(target, PUNCH_HOLE | KEEP_SIZE, 5, 10),
+}
+
+
+@pytest.mark.parametrize("change", _CHANGES)
+@pytest.mark.parametrize("when", ["between", "after"])
+def test_a_copy_that_was_changed_is_no_copy(tmp_path: Path, change: str, when: str) -> None:
+    async def run() -> None:
+        async with world(tmp_path) as w:
+            data = os.urandom(300_000)
+            source, target = _copied(w, data)
+            half = await _done(Extents(w.content).copy(source, 0, target, 0, 100_000, alone=True))
+            assert half == 100_000
+            if when == "between":
+                _CHANGES[change](w, target)
+            await _done(Extents(w.content).copy(source, 100_000, target, 100_000, 1 << 20, alone=True))
+            if when == "after":
+                _CHANGES[change](w, target)
+            expected = Digest.of(SHA256, _read(w, target))
+            assert expected != source.file.content
+            w.content.release(target, writing=True)
+            assert await w.ingest.digest_of(target.file, SHA256) == expected
+
+    asyncio.run(run())
+
+
+@pytest.mark.parametrize("why", ["opened again", "another instance", "part of it", "not alone", "lost"])
+def test_what_is_hashed_all_the_same(tmp_path: Path, why: str) -> None:
+    async def run() -> None:
+        async with world(tmp_path) as w:
+            data = os.urandom(300_000)
+            source, target = _copied(w, data, instance="other" if why == "another instance" else "")
+            ranges = Extents(w.content)
+            offset = 1 if why == "part of it" else 0
+            outcome = ranges.copy(source, offset, target, 0, 1 << 20, alone=why != "not alone")
+            if why == "opened again":
+                w.content.release(w.content.open(target.file, writing=True), writing=True)
+            await _done(outcome)
+            assert isinstance(target.file.content, Local)
+            assert (target.file.content.twin is None) is (why != "lost")
+            if why == "lost":
+                assert isinstance(source.file.content, Digest)
+                os.unlink(w.store.layout.path(source.file.content))
+            w.content.release(target, writing=True)
+            assert await w.ingest.digest_of(target.file, SHA256) == Digest.of(SHA256, data[offset:])
+            assert w.store.read(Digest.of(SHA256, data[offset:])) == data[offset:]
 
     asyncio.run(run())
 

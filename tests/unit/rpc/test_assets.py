@@ -12,9 +12,10 @@ from outputd._proto import bytestream_pb2 as bytestream
 from outputd._proto import remote_asset_pb2 as asset
 from outputd._proto import remote_logstream_pb2 as logstream
 from outputd.errors import Invalid, Unsupported
-from outputd.rpc.assets import Fetch, LogStreamService, Push
+from outputd.rpc.assets import Fetch, Push
 from outputd.rpc.byte_stream import ByteStream
 from outputd.rpc.client import Stub
+from outputd.rpc.log_streams import LogStreamService
 from outputd.rpc.services import service_handler
 from tests.unit.rpc.fakes import FakeStore
 from tests.unit.rpc.loopback import served

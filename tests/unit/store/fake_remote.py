@@ -68,6 +68,8 @@ class FakeRemote:
 
     def __init__(self, socket: str) -> None:
         self.socket = socket
+        self.port = -1
+        """On 127.0.0.1 as well, if it is set before the start; 0: any, which stands here from then on."""
         self.url = f"unix:{socket}"
         self.blobs: dict[Digest, bytes] = {}
         self.faults: defaultdict[str, deque[Fault]] = defaultdict(deque)
@@ -124,6 +126,8 @@ class FakeRemote:
             tuple(grpc.method_handlers_generic_handler(name, methods) for name, methods in services.items())
         )
         self._server.add_insecure_port(self.url)
+        if self.port >= 0:
+            self.port = self._server.add_insecure_port(f"127.0.0.1:{self.port}")
         await self._server.start()
 
     async def stop(self) -> None:

@@ -481,5 +481,5 @@ def test_what_takes_long_is_not_done_on_the_loop(monkeypatch: pytest.MonkeyPatch
 async def left_over(local: DiskStore) -> list[str]:
     """Temporaries; after a cancellation the last write of a thread may have to end first."""
     await asyncio.sleep(0)
-    top = os.path.dirname(local.private) + "/tmp"
+    top = local.layout.tmp
     return [name for process in os.listdir(top) for name in os.listdir(f"{top}/{process}")]

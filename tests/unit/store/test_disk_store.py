@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import hashlib
 import itertools
 import os
 import subprocess
@@ -19,6 +20,7 @@ from outputd.digest import Digest, DigestFunction
 from outputd.disk.disk import RealDisk
 from outputd.errors import Exhausted, Precondition, Unavailable
 from outputd.store.disk_store import DiskStore
+from outputd.store.layout import TAG, TAG_DIGEST
 from tests.unit.store.conformance import check_local_store
 
 ONE = Digest.of(DigestFunction.SHA256, b"one")
@@ -51,9 +53,9 @@ def test_conformance(tmp_path: Path) -> None:
 
     check_local_store(make, str(tmp_path))
     for store in made:
-        assert os.listdir(f"{store.private}/../tmp") != []
+        assert os.listdir(store.layout.tmp) != []
         store.close()
-        assert os.listdir(f"{store.private}/../tmp") == []
+        assert os.listdir(store.layout.tmp) == []
     assert descriptors() == before
 
 
@@ -306,10 +308,10 @@ def test_to_be_told_that_a_blob_is_here_keeps_it_where_only_we_have_it(
 
 def test_a_newer_format_is_refused_and_left_alone(tmp_path: Path) -> None:
     DiskStore(str(tmp_path / "cas"), RealDisk()).close()
-    (tmp_path / "cas" / "format").write_text("2\n")
-    with pytest.raises(Precondition, match=r"has format '2', and this outputd reads 1"):
+    (tmp_path / "cas" / "format").write_text("3\n")
+    with pytest.raises(Precondition, match=r"has format '3', and this outputd reads 2"):
         DiskStore(str(tmp_path / "cas"), RealDisk())
-    assert (tmp_path / "cas" / "format").read_text() == "2\n"
+    assert (tmp_path / "cas" / "format").read_text() == "3\n"
 
 
 def test_the_store_of_somebody_else_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -320,13 +322,33 @@ def test_the_store_of_somebody_else_is_refused(tmp_path: Path, monkeypatch: pyte
     assert os.listdir(tmp_path / "cas") == []
 
 
-def test_another_process_on_the_same_store_is_noticed(store: DiskStore, tmp_path: Path) -> None:
-    alone = [store.alone]
-    other = DiskStore(str(tmp_path / "cas"), RealDisk())
-    alone.append(store.alone)
-    other.close()
-    alone.append(store.alone)
-    assert alone == [True, False, True]
+def test_the_mark_of_a_cache_is_a_blob_that_is_always_here(store: DiskStore, tmp_path: Path) -> None:
+    tag = tmp_path / "cas" / "CACHEDIR.TAG"
+    assert tag.read_bytes() == TAG
+    assert hashlib.sha256(TAG).hexdigest() == TAG_DIGEST.hash_hex
+    assert store.has(TAG_DIGEST) and store.is_here(TAG_DIGEST)
+    assert store.read(TAG_DIGEST) == TAG
+    assert not store.forget(TAG_DIGEST)
+    assert not list(store.walk())
+    tag.unlink()
+    tag.write_bytes(b"something else")
+    DiskStore(str(tmp_path / "cas"), RealDisk()).close()
+    assert tag.read_bytes() == TAG
+
+
+def test_a_full_disk_without_the_mark_starts_all_the_same(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    DiskStore(str(tmp_path / "cas"), RealDisk()).close()
+    (tmp_path / "cas" / "CACHEDIR.TAG").unlink()
+    disk = FaultyDisk("write", errno.ENOSPC)
+    disk.armed = True
+    store = DiskStore(str(tmp_path / "cas"), disk)
+    assert "CACHEDIR.TAG cannot be written, backups take the cache in" in caplog.text
+    with pytest.raises(Unavailable, match=r"cannot open .*CACHEDIR\.TAG"):
+        store.read(TAG_DIGEST)
+    disk.armed = False
+    store.close()
 
 
 def test_a_full_disk_says_who_holds_it(tmp_path: Path) -> None:

@@ -22,7 +22,7 @@ from outputd.tree.node import (
 )
 from outputd.tree.rules import check_name
 from outputd.tree.status import NotLoaded, Status
-from outputd.tree.tree import ROOT_INO
+from outputd.tree.top import ROOT_INO
 from tests.unit.tree.kept import check, collapsed
 from tests.unit.tree.world import EMPTY, OTHER, World, known
 

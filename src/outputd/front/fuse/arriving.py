@@ -23,6 +23,7 @@ from outputd.front.fuse.listings import Listings
 from outputd.tree.inodes import Identity, number_of
 from outputd.tree.node import Directory, File, Local, Node, Volume
 from outputd.tree.records import Reader
+from outputd.tree.top import TAG, take_numbers
 from outputd.tree.tree import Tree
 
 _MANY: Final = 1 << 40
@@ -33,9 +34,11 @@ _log = logging.getLogger(__name__)
 
 def recognise(tree: Tree, handover: Handover) -> set[int]:
     """Know again what the kernel knows. Returns the keys of private files that nothing but an open handle needs."""
-    tree.identify(tree.outputs, tree.root)
+    take_numbers(tree.root, handover.identities)
     tree.inodes.awaited = handover.identities
     tree.inodes.meet_below(tree.root)
+    # An earlier version had no such name, and the kernel may remember that for an hour.
+    tree.stale += [(tree.root, None), (tree.root, TAG)]
     keys = set()
     for left in handover.nameless:
         node = _nameless(left.leftover)
@@ -51,7 +54,6 @@ def recognise(tree: Tree, handover: Handover) -> set[int]:
 
 async def look_for_everybody(tree: Tree, driver: Driver) -> None:
     """After a crash: the kernel may know whatever has an inode number. Looks through all that is saved, and expands nothing."""
-    tree.identify(tree.outputs, tree.root)
     awaited = tree.inodes.awaited
     stack = [tree.root]
     while stack:

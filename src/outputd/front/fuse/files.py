@@ -43,11 +43,13 @@ from outputd.wire.fuse_request import (
 class Handle:
     """An open file description of the kernel."""
 
-    __slots__ = ("opened", "slot", "writing")
+    __slots__ = ("only_writes", "opened", "slot", "writing")
 
-    def __init__(self, opened: OpenFile, *, writing: bool, slot: int) -> None:
+    def __init__(self, opened: OpenFile, *, writing: bool, slot: int, only_writes: bool = False) -> None:
         self.opened = opened
         self.writing = writing
+        self.only_writes = only_writes
+        """It cannot read, so not map either; not known of handles that an earlier process gave out."""
         self.slot = slot
         """Where it is kept (kept.py)."""
 
@@ -152,6 +154,11 @@ class Files:
     def opened(self, fh: int) -> OpenFile:
         """The inode behind an open handle."""
         return self._handles[fh].opened
+
+    def alone(self, fh: int) -> bool:
+        """Whether an inode has this handle only, and that cannot read."""
+        handle = self._handles[fh]
+        return handle.only_writes and handle.opened.handles == 1
 
     def open(self, unique: int, nodeid: int, uid: int, gid: int, message: memoryview, end: int) -> bytes:
         flags, open_flags = decode_open(message, end)
@@ -266,7 +273,9 @@ class Files:
         writing = flags & os.O_ACCMODE != os.O_RDONLY
         open_flags, backing = self._passthrough.flags(opened, writing=writing)
         slot = self._kept.opened(fh, opened.file.ino, backing, writing=writing)
-        self._handles[fh] = Handle(opened, writing=writing, slot=slot)
+        # A bit of its own, which CREATE has beside O_RDWR here.
+        only_writes = bool(flags & os.O_WRONLY)
+        self._handles[fh] = Handle(opened, writing=writing, slot=slot, only_writes=only_writes)
         return fh, open_flags, backing
 
 

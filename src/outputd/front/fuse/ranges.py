@@ -47,7 +47,12 @@ class Ranges:
         written = self._files.opened(target)
         self._drop_privileges(written, uid)
         outcome = self._extents.copy(
-            self._files.opened(source), source_offset, written, target_offset, length
+            self._files.opened(source),
+            source_offset,
+            written,
+            target_offset,
+            length,
+            alone=self._files.alone(target),
         )
         if isinstance(outcome, int | Status):
             return self._copied(unique, outcome)

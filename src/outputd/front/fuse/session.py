@@ -32,7 +32,8 @@ from outputd.front.fuse.waiting import Request, Waiting
 from outputd.front.fuse.xattrs import Xattrs
 from outputd.tree.node import Directory, File, Node
 from outputd.tree.status import NotLoaded
-from outputd.tree.tree import ROOT_INO, Tree
+from outputd.tree.top import ROOT_INO
+from outputd.tree.tree import Tree
 from outputd.wire.fuse_abi import (
     INC_EPOCH_MINOR_VERSION,
     KERNEL_MINOR_VERSION,

@@ -9,6 +9,8 @@ from collections.abc import Iterable
 from contextvars import ContextVar
 from typing import Final, NamedTuple
 
+from outputd.store.remote.credential_facts import Headers
+
 REQUEST_METADATA: Final = "build.bazel.remote.execution.v2.requestmetadata-bin"
 AUTHORIZATION: Final = "authorization"
 
@@ -18,13 +20,14 @@ class Caller(NamedTuple):
 
     request_metadata: bytes | None
     """A serialized RequestMetadata."""
-    authorization: str | None
+    headers: Headers
+    """All that are text; which of them a remote is shown is for its credentials to choose."""
 
     def __repr__(self) -> str:
-        return f"Caller(authorization={'shown' if self.authorization else None})"  # a secret
+        return f"Caller(headers={[name for name, _ in self.headers]})"  # what they say may be secret
 
 
-NOBODY: Final = Caller(None, None)
+NOBODY: Final = Caller(None, ())
 
 caller: ContextVar[Caller] = ContextVar("caller", default=NOBODY)
 """The client whose call is served. Tasks that are begun for it inherit it; work of our own has none."""
@@ -33,10 +36,10 @@ caller: ContextVar[Caller] = ContextVar("caller", default=NOBODY)
 def caller_of(headers: Iterable[tuple[str, str | bytes]] | None) -> Caller:
     """Who sent these headers, as gRPC gives them."""
     metadata: bytes | None = None
-    authorization: str | None = None
+    shown: list[tuple[str, str]] = []
     for name, value in headers or ():
-        if name == REQUEST_METADATA and isinstance(value, bytes):
+        if isinstance(value, str):
+            shown.append((name, value))
+        elif name == REQUEST_METADATA:
             metadata = value
-        elif name == AUTHORIZATION and isinstance(value, str):
-            authorization = value
-    return Caller(metadata, authorization)
+    return Caller(metadata, tuple(shown))

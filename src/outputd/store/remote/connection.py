@@ -328,14 +328,14 @@ class Connection:
 
     def headers(self) -> Headers:
         """For a call that is made now, on behalf of the caller of this context."""
-        return self.credentials.headers(caller.get().authorization)
+        return self.credentials.headers(caller.get().headers)
 
     async def renewed(self, failure: Failure, sent: Headers) -> Failure:
         """Of a call that failed because it was not proven who we are: with what is there now it may be made once more.
 
         Never inside an `except`: what goes wrong here would carry gRPC's error along, and that may quote what we have sent.
         """
-        if failure.unauthenticated and await self.credentials.renew(sent, caller.get().authorization):
+        if failure.unauthenticated and await self.credentials.renew(sent, caller.get().headers):
             return replace(failure, renewed=True)
         return failure
 

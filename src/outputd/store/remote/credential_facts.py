@@ -69,9 +69,21 @@ def _claims(value: str) -> tuple[str, float | None]:
 
 
 def secrets_of(headers: Headers) -> frozenset[str]:
-    """What must not be seen: the values, and of `Bearer xyz` the second word, too."""
-    words = [part for _, value in headers for part in (value, value.rpartition(" ")[2])]
+    """What must not be seen: the values, of `Bearer xyz` the second word, too, and of `Basic xyz` what that stands for."""
+    words = [part for _, value in headers for part in (value, value.rpartition(" ")[2], *_decoded(value))]
     return frozenset(word for word in words if len(word) >= _LEAST_SECRET)
+
+
+def _decoded(value: str) -> tuple[str, ...]:
+    """User and password together, and the password, of a Basic value (RFC 7617)."""
+    scheme, _, coded = value.partition(" ")
+    if scheme.lower() != "basic":
+        return ()
+    try:
+        both = base64.b64decode(coded).decode()
+    except ValueError:  # binascii.Error is one, UnicodeDecodeError too
+        return ()
+    return both, both.partition(":")[2]
 
 
 def scrubbed(text: str, secrets: Iterable[str]) -> str:

@@ -1,5 +1,5 @@
-"""The headers that prove to one remote who we are, from wherever they come: settings, files, a credential helper, and last what a
-client of ours has shown. Never writes one down, neither to disk nor into a text.
+"""The headers that prove to one remote who we are, from wherever they come: settings, files, a credential helper, what a client of
+ours shows or has shown, and last .netrc. Never writes one down, neither to disk nor into a text.
 
 For each header name the first of these that has it counts.
 """
@@ -9,15 +9,16 @@ from __future__ import annotations
 import logging
 import time
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from dataclasses import replace
 from typing import Final
 
 from outputd.errors import Invalid, OutputdError
 from outputd.store.remote.cached_helper import CachedHelper
-from outputd.store.remote.caller import AUTHORIZATION
 from outputd.store.remote.credential_facts import CredentialFacts, Headers, facts_of, scrubbed, secrets_of
 from outputd.store.remote.credential_helper import helper_for
 from outputd.store.remote.endpoint import Endpoint, RemoteOptions, check_headers
+from outputd.store.remote.netrc import Netrc
 from outputd.store.remote.watched import Watch
 
 _log = logging.getLogger(__name__)
@@ -44,9 +45,13 @@ class Credentials:
                 program, endpoint.uri, options.helper_timeout, options.helper_cache_duration, clock
             )
         )
+        # As with Bazel: who has a helper has no use for the file.
+        wanted = program is None and endpoint.host
+        self._netrc = Netrc(options.netrc, endpoint.host) if options.netrc is not None and wanted else None
+        self._taken = frozenset(options.client_headers)
         self._memory = options.remember_authorization
-        self._remembered: Headers = ()
-        self._remembered_until = 0.0
+        self._remembered: dict[str, tuple[Headers, float]] = {}
+        """What a client has shown under a name, and until when it serves."""
         self._secrets: deque[frozenset[str]] = deque([secrets_of(self._fixed)], _REMEMBERED_SECRETS)
         self._sent: Headers = ()
         """The last that were sent."""
@@ -55,12 +60,13 @@ class Credentials:
         """To be awaited before `headers`: has them ready, or says why there are none."""
         return None if self._helper is None else await self._helper.prepare()
 
-    def headers(self, authorization: str | None = None) -> Headers:
-        """For one call, made for a client whose own call carried this."""
-        if authorization is not None and self._memory:
-            self._remembered = ((AUTHORIZATION, authorization),)
-            self._remembered_until = self._clock() + self._memory
-        sent = self._current(authorization)
+    def headers(self, shown: Headers = ()) -> Headers:
+        """For one call, made for a client whose own call carried these."""
+        taken = self._of_client(shown)
+        if self._memory:
+            until = self._clock() + self._memory
+            self._remembered |= {name: (some, until) for name, some in taken.items()}
+        sent = self._current(taken)
         if sent != self._sent:
             self._sent = sent
             secrets = secrets_of(sent)
@@ -68,16 +74,18 @@ class Credentials:
                 self._secrets.append(secrets)
         return sent
 
-    async def renew(self, refused: Headers, authorization: str | None = None) -> bool:
+    async def renew(self, refused: Headers, shown: Headers = ()) -> bool:
         """The server did not take these headers (UNAUTHENTICATED). Whether there are new ones to try with."""
-        if self._current(authorization) == refused:
-            for file in self._files:
+        taken = self._of_client(shown)
+        if self._current(taken) == refused:
+            for file in self._watched:
                 file.look(at_once=True)
             if self._helper is not None:
                 await self._helper.renew(self._helper.headers())
-            if any(header in refused for header in self._remembered):
-                self._remembered = ()
-        return bool(set(self._current(authorization)) - set(refused))
+            for name, (some, _) in list(self._remembered.items()):
+                if not set(some).isdisjoint(refused):
+                    del self._remembered[name]
+        return bool(set(self._current(taken)) - set(refused))
 
     async def run(self) -> None:
         """Renew in time what ends, until cancelled."""
@@ -90,11 +98,13 @@ class Credentials:
         facts += [facts_of(file.headers(), file.path, error=file.error) for file in self._files]
         if self._helper is not None:
             facts.append(self._helper.facts())
-        taken = {name for some in facts for name in some.names}
-        if self._clock() < self._remembered_until and self._remembered and AUTHORIZATION not in taken:
-            known = facts_of(self._remembered, "a client's call", None)
-            ends = min(self._remembered_until, known.expires or self._remembered_until)
-            facts.append(facts_of(self._remembered, "a client's call", ends))
+        names = {name for some in facts for name in some.names}
+        for name, (shown, until) in self._remembered.items():
+            if self._clock() < until and name not in names:
+                known = facts_of(shown, "a client's call")
+                facts.append(replace(known, expires=min(until, known.expires or until)))
+        if self._netrc is not None and (self._netrc.error or self._netrc.headers()):
+            facts.append(facts_of(self._netrc.headers(), self._netrc.path, error=self._netrc.error))
         return facts
 
     def scrubbed(self, text: str) -> str:
@@ -103,20 +113,40 @@ class Credentials:
             text = scrubbed(text, secrets)
         return text
 
-    def _current(self, authorization: str | None) -> Headers:
+    def _of_client(self, shown: Headers) -> dict[str, Headers]:
+        """What we take of a call's headers, by name."""
+        taken: dict[str, Headers] = {}
+        for header in shown:
+            if header[0] in self._taken:
+                taken[header[0]] = (*taken.get(header[0], ()), header)
+        return taken
+
+    def _current(self, taken: Mapping[str, Headers]) -> Headers:
         found = list(self._fixed)
-        for file in self._files:
+        for file in self._watched:
             file.look()
+        for file in self._files:
             found += file.headers()
         if self._helper is not None:
-            names = {name for name, _ in found}
-            found += [header for header in self._helper.headers() if header[0] not in names]
-        if all(name != AUTHORIZATION for name, _ in found):
-            if authorization is not None:
-                found.append((AUTHORIZATION, authorization))
-            elif self._clock() < self._remembered_until:
-                found += self._remembered
+            _add(found, self._helper.headers())
+        for some in taken.values():
+            _add(found, some)
+        for some, until in self._remembered.values():
+            if self._clock() < until:
+                _add(found, some)
+        if self._netrc is not None:
+            _add(found, self._netrc.headers())
         return tuple(found)
+
+    @property
+    def _watched(self) -> list[HeaderFile | Netrc]:
+        return [*self._files, *([] if self._netrc is None else [self._netrc])]
+
+
+def _add(found: list[tuple[str, str]], more: Headers) -> None:
+    """Those whose names are not there yet."""
+    names = {name for name, _ in found}
+    found += [header for header in more if header[0] not in names]
 
 
 class HeaderFile:

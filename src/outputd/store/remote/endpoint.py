@@ -67,8 +67,12 @@ class RemoteOptions:
     helper_timeout: float = 10.0
     helper_cache_duration: float = 1800.0
     """For what a helper tells without saying when it ends."""
+    client_headers: Sequence[str] = ("authorization",)
+    """Which headers of a client's call are sent with what is asked because of it, where no source above has them."""
     remember_authorization: float = 0.0
-    """How long the `authorization` of a client's call serves for calls of our own."""
+    """How long those serve for calls of our own."""
+    netrc: str | None = None
+    """A .netrc file, for the server's host, where neither a helper nor anybody else has an `authorization`."""
     ca_file: str | None = None
     """PEM certificates to trust instead of the system's."""
     client_cert: str | None = None

@@ -55,6 +55,10 @@ class Relay:
         """Who passes calls for an instance on, and what the server calls it."""
         return self, name or self.instance_name
 
+    def prefix_of(self, name: str) -> str:
+        """All names are this remote's."""
+        return ""
+
     async def close(self) -> None:
         await self._lanes.close()
 

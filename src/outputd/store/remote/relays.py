@@ -24,6 +24,11 @@ class Relays:
             raise self._routes.refusal(name)
         return self._relays[route.prefix].of_instance(route.called(name))
 
+    def prefix_of(self, name: str) -> str:
+        """The prefix by which a name is somebody's; empty: it is the one's who has all others, if there is one."""
+        route = self._routes.route(name)
+        return "" if route is None else route.prefix
+
     async def close(self) -> None:
         for relay in self._relays.values():
             await relay.close()

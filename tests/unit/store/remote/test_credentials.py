@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import base64
 import logging
 from contextlib import aclosing
 from dataclasses import replace
@@ -50,7 +51,7 @@ class TestSources:
                 ),
             )
             assert await credentials.prepare() is None
-            assert credentials.headers("client") == (
+            assert credentials.headers((("authorization", "client"),)) == (
                 ("a", "settings"),
                 ("b", "file"),
                 ("c", "helper"),
@@ -119,7 +120,7 @@ class TestSources:
         clock = Clock()
         credentials = Credentials(ENDPOINT, options(remember_authorization=60), clock)
         assert credentials.headers() == ()
-        assert credentials.headers(OLD) == (("authorization", OLD),)
+        assert credentials.headers((("authorization", OLD),)) == (("authorization", OLD),)
         assert credentials.headers() == (("authorization", OLD),)
         (facts,) = credentials.facts()
         assert (facts.source, facts.expires) == ("a client's call", clock.now + 60)
@@ -128,15 +129,95 @@ class TestSources:
 
     def test_it_does_not_serve_where_that_was_not_asked_for(self) -> None:
         credentials = Credentials(ENDPOINT, options(remember_authorization=0))
-        assert credentials.headers(OLD) == (("authorization", OLD),)
+        assert credentials.headers((("authorization", OLD),)) == (("authorization", OLD),)
         assert credentials.headers() == ()
 
     def test_it_does_not_displace_what_is_configured(self) -> None:
         credentials = Credentials(
             ENDPOINT, options(remember_authorization=60, headers={"authorization": NEW})
         )
-        assert credentials.headers(OLD) == (("authorization", NEW),)
+        assert credentials.headers((("authorization", OLD),)) == (("authorization", NEW),)
         assert [facts.source for facts in credentials.facts()] == ["settings"]
+
+    def test_headers_of_clients_by_name(self) -> None:
+        clock = Clock()
+        chosen = options(
+            remember_authorization=60, client_headers=("authorization", "x-key"), headers={"x-fixed": "1"}
+        )
+        credentials = Credentials(ENDPOINT, chosen, clock)
+        shown = (("user-agent", "bazel"), ("x-key", OLD), ("x-other", "no"), ("x-fixed", "2"), ("x-key", NEW))
+        assert credentials.headers(shown) == (("x-fixed", "1"), ("x-key", OLD), ("x-key", NEW))
+        clock.now += 30
+        token = ("authorization", "Bearer t")
+        assert credentials.headers((token,)) == (("x-fixed", "1"), token, ("x-key", OLD), ("x-key", NEW))
+        assert [facts.names for facts in credentials.facts()] == [
+            *(("x-fixed",), ("x-key",), ("authorization",))
+        ]
+        clock.now += 40
+        assert credentials.headers() == (("x-fixed", "1"), token)
+
+    def test_none_of_a_client(self) -> None:
+        credentials = Credentials(ENDPOINT, options(client_headers=(), remember_authorization=60))
+        assert credentials.headers((("authorization", OLD),)) == ()
+
+
+class TestNetrc:
+    def test_it_comes_last_and_changes(self, tmp_path: Path) -> None:
+        path = tmp_path / "netrc"
+        credentials = Credentials(ENDPOINT, options(netrc=str(path), remember_authorization=60))
+        assert credentials.headers() == () and credentials.facts() == []
+        path.write_text("machine h login ed password canary-pw-1")
+        value = "Basic " + base64.b64encode(b"ed:canary-pw-1").decode()
+        assert credentials.headers() == (("authorization", value),)
+        (facts,) = credentials.facts()
+        assert (facts.source, facts.names, facts.subject) == (str(path), ("authorization",), "")
+        assert credentials.headers((("authorization", OLD),)) == (("authorization", OLD),)
+        assert credentials.headers() == (("authorization", OLD),)
+        assert credentials.scrubbed("who is ed:canary-pw-1, canary-pw-1?") == "who is ********, ********?"
+        path.unlink()
+        assert Credentials(ENDPOINT, options(netrc=str(path))).headers() == ()
+
+    def test_what_a_client_has_shown_and_nobody_takes_gives_way_to_it(self, tmp_path: Path) -> None:
+        async def test() -> None:
+            path = tmp_path / "netrc"
+            path.write_text("default login ed password secret")
+            value = "Basic " + base64.b64encode(b"ed:secret").decode()
+            credentials = Credentials(ENDPOINT, options(netrc=str(path), remember_authorization=60))
+            refused = credentials.headers((("authorization", OLD),))
+            assert await credentials.renew(refused)
+            assert credentials.headers() == (("authorization", value),)
+            assert not await credentials.renew(credentials.headers())
+            path.write_text("default login ed password better")
+            assert await credentials.renew((("authorization", value),))
+
+        run(test)
+
+    def test_who_has_a_helper_or_no_host_does_without(self, tmp_path: Path) -> None:
+        (tmp_path / "netrc").write_text("default login ed password secret")
+        chosen = options(netrc=f"{tmp_path}/netrc")
+        assert Credentials(parse_endpoint("unix:/s"), chosen).headers() == ()
+        helped = replace(chosen, credential_helpers=[("", program(tmp_path, "exit 1"))])
+        assert Credentials(ENDPOINT, helped).headers() == ()
+        other = replace(chosen, credential_helpers=[("other.example.com", "/nowhere")])
+        assert len(Credentials(ENDPOINT, other).headers()) == 1
+
+    def test_what_cannot_be_read_leaves_what_was(
+        self, tmp_path: Path, caplog: pytest.LogCaptureFixture
+    ) -> None:
+        path = tmp_path / "netrc"
+        path.write_text("machine h login ed password secret-7")
+        credentials = Credentials(ENDPOINT, options(netrc=str(path)))
+        before = credentials.headers()
+        path.write_text("machine h login ed\npassword canary-pw canary-word\n")
+        assert credentials.headers() == before
+        (facts,) = credentials.facts()
+        assert facts.error == f"{path}: line 2 has what no .netrc has there"
+        assert caplog.text.count("stays in use") == 1
+        credentials.headers()
+        assert caplog.text.count("stays in use") == 1
+        assert "canary" not in caplog.text
+        path.write_text("machine other login ed password secret-7")
+        assert credentials.headers() == ()
 
 
 class TestRefused:
@@ -251,7 +332,7 @@ class TestSecrets:
 
     def test_what_stands_in_a_context_is_not_shown(self) -> None:
         assert "canary" not in repr(caller_of([("authorization", OLD)]))
-        assert repr(Caller(None, None)) == "Caller(authorization=None)"
+        assert repr(Caller(None, (("a", "b"),))) == "Caller(headers=['a'])"
 
     def test_subject_and_end_of_a_token(self) -> None:
         value = "Bearer e30.eyJzdWIiOiJlZCIsImV4cCI6MTgwMDAwMDAwMH0.c2ln"
