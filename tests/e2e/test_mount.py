@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import json
 import os
+import select
 import shlex
 import shutil
 import stat
@@ -20,6 +21,7 @@ import pytest
 
 from outputd.errors import Precondition
 from outputd.front.fuse import mount as module
+from outputd.front.fuse.connection import abort_device
 from outputd.front.fuse.mount import FSTYPE, Mount, abort, mount, topmost
 from outputd.wire.fuse_abi import INC_EPOCH_MINOR_VERSION
 
@@ -193,6 +195,25 @@ def test_a_daemon_that_hangs_is_found_out_and_can_be_aborted(
     # ECONNABORTED for what was waiting, ENOTCONN for what comes later.
     assert looker.error() in (errno.ECONNABORTED, errno.ENOTCONN)
     assert daemon.tell("unmount 2") == {"outcome": "clean"}
+
+
+def test_who_has_the_number_of_what_has_ended_is_not_aborted(tmp_path: Path) -> None:
+    """The kernel gives the number of a connection anew: what we keep of an old one must not harm its next owner."""
+    for attempt in range(20):  # somebody else may mount something between the two
+        old = mount(str(tmp_path / f"old {attempt}"))
+        subprocess.run(["umount", "-l", old.path], check=True, timeout=60)
+        new = mount(str(tmp_path / f"new {attempt}"))
+        abort_device(old.fd)
+        alive = select.poll()
+        alive.register(new.fd, 0)
+        events = alive.poll(0)
+        subprocess.run(["umount", "-l", new.path], check=True, timeout=60)
+        os.close(old.fd)
+        os.close(new.fd)
+        assert events == []
+        if old.connection == new.connection:
+            return
+    raise AssertionError("the number was never given anew")
 
 
 def test_the_kernel_takes_our_notifications(daemon: Daemon, place: Path) -> None:

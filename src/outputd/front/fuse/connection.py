@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ctypes
 import os
+import select
 from typing import Final
 
 from outputd.errors import Unavailable
@@ -30,13 +31,21 @@ def abort_device(fd: int) -> None:
     """As `abort_connection`, for a device that somebody else holds open too; nothing where its number cannot be known, or where it
     has ended with its mount."""
     connection = connection_of(fd)
-    if connection is None:
+    # With its mount goes its claim to the number, which the next FUSE file system gets, whoever's that is.
+    if connection is None or _ended(fd):
         return
     try:
         abort_connection(connection)
     except Unavailable as error:
         if not isinstance(error.__cause__, FileNotFoundError):
             raise
+
+
+def _ended(fd: int) -> bool:
+    """Whether the device has no connection any more (fuse_dev_poll)."""
+    device = select.poll()
+    device.register(fd, 0)
+    return any(events & select.POLLERR for _, events in device.poll(0))
 
 
 def abort_connection(connection: int) -> None:
