@@ -57,7 +57,7 @@ def outputd(daemon: Daemon, *arguments: str, code: int = 0, given: str = "") -> 
     return done.stdout
 
 
-def until(condition: Callable[[], bool], seconds: float = 20.0) -> None:
+def until(condition: Callable[[], bool], seconds: float = 60.0) -> None:
     end = time.monotonic() + seconds
     while not condition():
         assert time.monotonic() < end

@@ -28,7 +28,7 @@ pytestmark = pytest.mark.skipif(
     os.geteuid() != 0 or not os.path.exists("/dev/fuse"), reason="needs root and /dev/fuse"
 )
 
-SECONDS = 20.0
+SECONDS = 60.0
 """For anything in the background to happen."""
 
 
@@ -206,7 +206,7 @@ def test_a_read_of_what_is_nowhere_fails_at_once_and_the_next_build_knows() -> N
         began = time.monotonic()
         with pytest.raises(OSError):
             (w.top / "d1/f2").read_bytes()
-        assert time.monotonic() - began < 5
+        assert time.monotonic() - began < 15, "it was tried again"
         w.finish()
         w.build.start()
         assert w.files() == FILES.keys() - {"d1/f2"}

@@ -29,7 +29,7 @@ pytestmark = pytest.mark.skipif(
     os.geteuid() != 0 or not os.path.exists("/dev/fuse"), reason="needs root and /dev/fuse"
 )
 
-SECONDS: Final = 20.0
+SECONDS: Final = 60.0
 """For anything in the background to happen."""
 SHA256: Final = DigestFunction.SHA256
 LARGE: Final = b"large" * 200_000
@@ -138,14 +138,13 @@ def test_a_daemon_that_was_killed_goes_on() -> None:
 
 
 def test_nobody_waits_for_a_remote_that_is_away() -> None:
-    with world(retry_seconds="1") as w:
+    with world(retry_seconds="3") as w:
         w.build.start()
         (w.top / "tool").write_bytes(b"a tool")
         w.remote.stop()
         w.daemon.expects("is not uploaded, tried again")
-        began = time.monotonic()
         w.build.finish()
-        assert time.monotonic() - began < 1
+        assert "is not uploaded" not in w.daemon.words(), "the client was kept waiting"
         w.daemon.logged("is not uploaded, tried again", SECONDS)
         assert w.upload()["error"]
         w.remote.start()
