@@ -143,6 +143,7 @@ def test_nobody_waits_for_a_remote_that_is_away() -> None:
         (w.top / "tool").write_bytes(b"a tool")
         w.remote.stop()
         w.daemon.expects("is not uploaded, tried again")
+        w.daemon.allows("was given up, it has not answered since")
         w.build.finish()
         assert "is not uploaded" not in w.daemon.words(), "the client was kept waiting"
         w.daemon.logged("is not uploaded, tried again", SECONDS)
