@@ -29,6 +29,7 @@ from outputd.front.fuse.front import FuseFront
 from outputd.front.fuse.handover import VERSION, Handover, decode, encode
 from outputd.front.fuse.kept import recall
 from outputd.signals import Signals
+from outputd.store.layout import FORMAT
 from outputd.supervisor import Supervisor
 
 _log = logging.getLogger(__name__)
@@ -101,6 +102,7 @@ def facts(config: Config, version: str) -> dict[str, object]:
     return {
         "version": version,
         "handover": VERSION,
+        "store": FORMAT,
         "mount": config.mount.path,
         "state_dir": config.state.dir,
         "cache_dir": config.cache.dir,
@@ -114,6 +116,10 @@ async def check_successor(config: Config) -> None:
         raise Precondition(
             f"outputd {told.get('version')} takes a handover of version {told.get('handover')}, this one gives {VERSION}: stop "
             "this one and start that one"
+        )
+    if told.get("store") != FORMAT:
+        raise Precondition(
+            f"outputd {told.get('version')} does not read the cache directory in its present format, {FORMAT}"
         )
     ours = facts(config, "")
     for name in _FIXED:

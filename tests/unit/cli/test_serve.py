@@ -14,11 +14,13 @@ from typing import Any
 
 import pytest
 
-from outputd.config import Config, Places, TcpAddress
+from outputd import restart
+from outputd.config import Config, Places, TcpAddress, load
 from outputd.errors import Precondition
 from outputd.front.fuse.handover import VERSION, Agreed, Handover
 from outputd.front.fuse.mount import Mount
-from outputd.restart import Departure, Locks
+from outputd.restart import Departure, Locks, check_successor, facts
+from outputd.store.layout import FORMAT
 from tests.unit.cli.conftest import Commands
 
 Serve = Callable[..., Coroutine[Any, Any, Departure | None]]
@@ -99,7 +101,7 @@ def test_check_starts_nothing(outputd: Commands, monkeypatch: pytest.MonkeyPatch
     assert (spoken.code, spoken.err) == (0, "")
     told = json.loads(spoken.out)
     assert told.pop("version")
-    assert told == {"handover": VERSION, "mount": "/m", "state_dir": "/s", "cache_dir": "/c"}
+    assert told == {"handover": VERSION, "store": FORMAT, "mount": "/m", "state_dir": "/s", "cache_dir": "/c"}
 
 
 def test_what_goes_over_is_taken_to_the_next_program(
@@ -117,3 +119,22 @@ def test_what_goes_over_is_taken_to_the_next_program(
     monkeypatch.setattr("outputd.restart.leave", left.append)
     assert outputd("serve").code == 0
     assert left == [departure]
+
+
+@pytest.mark.parametrize(
+    ("told", "why"),
+    [
+        ({"handover": VERSION - 1}, "takes a handover of version"),
+        ({"store": FORMAT + 1}, "does not read the cache directory in its present format"),
+        ({"cache_dir": "/other"}, "cache.dir is /other by now"),
+    ],
+)
+def test_a_program_that_cannot_go_on_is_not_run(
+    monkeypatch: pytest.MonkeyPatch, told: dict[str, object], why: str
+) -> None:
+    config = load({}, {"HOME": "/home/ed"}).config
+    monkeypatch.setattr(restart, "_ask_successor", lambda: facts(config, "9") | told)
+    with pytest.raises(Precondition, match=why):
+        asyncio.run(check_successor(config))
+    monkeypatch.setattr(restart, "_ask_successor", lambda: facts(config, "9"))
+    asyncio.run(check_successor(config))
