@@ -11,7 +11,8 @@ import pytest
 
 from outputd._proto import remote_execution_pb2 as reapi
 from outputd.builds.output_base import OutputBase
-from outputd.builds.uploads import Rate, Uploads
+from outputd.builds.sending import Rate
+from outputd.builds.uploads import Uploads
 from outputd.digest import Digest
 from outputd.errors import Denied, Exhausted, OutputdError, Throttled, Unreachable
 from outputd.store.base import RemoteAbilities
