@@ -164,7 +164,7 @@ async def _run(
         counted = None if remote is None else Counted(remote, accounting.arrived)
         store = await rooms.enter_async_context(CachedStore(local, counted, partials))
 
-        leases = Leases(config.cache.dir, _remote_identity(config), disk)
+        leases = Leases(config.cache.dir, (lambda _: "") if remote is None else remote.place, disk)
         rooms.push_async_callback(leases.close)
 
         reading = Elsewhere(store, lambda: {base.instance_name for base in builds.live()})
@@ -233,16 +233,20 @@ async def _run(
             local_only=remote is None,
         )
         uploads: Uploads | None = None
-        if remote is not None and config.remote.upload_outputs:
+        rates = {one.prefix: one.settings.upload_rate for one, _ in remotes if one.settings.upload_outputs}
+        if remote is not None and rates:
             uploads = Uploads(
                 remote,
                 local,
                 state.directory,
                 leases,
                 trusted=lease_options.duration,
-                rate=config.remote.upload_rate,
+                rates=rates,
+                remote_of=remote.prefix,
             )
-        healing = Healing(store) if remote is not None and config.outputs.heal else None
+        healing: Healing | None = None
+        if remote is not None and config.outputs.heal:
+            healing = Healing(store, [one.prefix for one, _ in remotes], remote.prefix)
         presence = Presence(loader, store, leases, healing, lease_options)
         journals = Journals(f"{config.state.dir}/journals", disk)
         builds = Builds(
@@ -489,12 +493,3 @@ async def _listening(
         await server.stop(_GRACE)
         byte_stream.close()
         remove(sockets)
-
-
-def _remote_identity(config: Config) -> str:
-    """What leases are true of."""
-    identity = f"{config.remote.url or ''}\n{config.remote.instance_name}"
-    for some in configured_remotes(config):
-        if some.name:
-            identity += f"\n{some.prefix}\n{some.url}\n{some.settings.instance_name}"
-    return identity

@@ -27,9 +27,7 @@ def mount_facts(front: FuseFront, path: str) -> MountFacts:
 def remote_facts(configured: ConfiguredRemote, client: RemoteStore, healing: Healing | None) -> RemoteFacts:
     """The same of one remote."""
     contact = client.contact
-    # Healing does not tell the servers apart: what it did stands beside the one that is asked when nothing else is said.
-    if configured.name:
-        healing = None
+    healed = None if healing is None else healing.of(configured.prefix)
     return RemoteFacts(
         configured.name,
         configured.prefix,
@@ -39,9 +37,9 @@ def remote_facts(configured: ConfiguredRemote, client: RemoteStore, healing: Hea
         contact.last_error,
         contact.last_error_time,
         contact.unanswered_since,
-        healed=0 if healing is None else healing.healed,
-        healed_bytes=0 if healing is None else healing.healed_bytes,
-        healing=0 if healing is None else healing.waiting,
+        healed=0 if healed is None else healed.blobs,
+        healed_bytes=0 if healed is None else healed.bytes,
+        healing=0 if healed is None else len(healed.queue),
         credentials=client.credentials.facts(),
     )
 

@@ -46,8 +46,20 @@ _OF_ONE_BLOB: Final = (NotFound, Corrupt, Invalid, Exhausted)
 """Errors that say nothing of other blobs: it is gone, or larger than the server takes. But for Throttled."""
 
 
+class _Lane:
+    """What goes to one remote."""
+
+    __slots__ = ("queue", "rate", "wake")
+
+    def __init__(self, bytes_per_second: int) -> None:
+        self.rate = Rate(bytes_per_second)
+        self.queue: dict[OutputBase, float] = {}
+        """With the time, by time.monotonic(), before which it is not tried."""
+        self.wake = asyncio.Event()
+
+
 class Uploads:
-    """A queue of output bases and who works it off, one after the other. Lives on the event loop."""
+    """For each remote a queue of output bases, worked off one after the other. Lives on the event loop."""
 
     def __init__(
         self,
@@ -57,53 +69,61 @@ class Uploads:
         leases: Leases,
         *,
         trusted: int,
-        rate: int,
+        rates: Mapping[str, int],
+        remote_of: Callable[[str], str | None] = lambda _: "",
         now: Callable[[], int] = time.time_ns,
     ) -> None:
         """`message` finds the Directory messages that lie here. `trusted`: for how many nanoseconds the remote is believed to have
-        what it was seen to have; `rate`: bytes per second, 0 for no limit; `now` tells nanoseconds since 1970.
+        what it was seen to have; `rates`: bytes per second, 0 for no limit, of each remote that is to have anything, by its prefix;
+        `remote_of` tells which remote an instance name belongs to; `now` tells nanoseconds since 1970.
         """
         self._remote = remote
         self._local = local
         self._message = message
         self._leases = leases
         self._trusted = trusted
-        self._rate = Rate(rate)
+        self._lanes = {prefix: _Lane(rate) for prefix, rate in rates.items()}
+        self._remote_of = remote_of
         self._now = now
-        self._queue: dict[OutputBase, float] = {}
-        """With the time, by time.monotonic(), before which it is not tried."""
-        self._wake = asyncio.Event()
 
     def ask(self, base: OutputBase) -> None:
         """Its last checkpoint is to be in the remote. What was under way for an earlier one is left."""
-        self._queue[base] = 0.0
-        self._wake.set()
+        lane = self._lane(base)
+        if lane is not None:
+            lane.queue[base] = 0.0
+            lane.wake.set()
 
     async def run(self) -> None:
         """Work until cancelled."""
-        while True:
-            self._wake.clear()
-            now = time.monotonic()
-            base = next((base for base, when in self._queue.items() if when <= now), None)
-            if base is not None:
-                del self._queue[base]
-                await self._upload(base)
-                continue
-            try:
-                async with asyncio.timeout_at(self._next()):
-                    await self._wake.wait()
-            except TimeoutError:
-                pass  # one is to be tried again
+        async with asyncio.TaskGroup() as group:
+            for lane in self._lanes.values():
+                group.create_task(self._work(lane))
 
     # within
 
-    def _next(self) -> float | None:
-        """When there is something to do, by the loop's clock; None: not before somebody asks."""
-        if not self._queue:
-            return None
-        return asyncio.get_running_loop().time() + min(self._queue.values()) - time.monotonic()
+    def _lane(self, base: OutputBase) -> _Lane | None:
+        """None: its remote is to have nothing."""
+        prefix = self._remote_of(base.instance_name)
+        return None if prefix is None else self._lanes.get(prefix)
 
-    async def _upload(self, base: OutputBase) -> None:
+    async def _work(self, lane: _Lane) -> None:
+        while True:
+            lane.wake.clear()
+            now = time.monotonic()
+            base = next((base for base, when in lane.queue.items() if when <= now), None)
+            if base is not None:
+                del lane.queue[base]
+                if self._lane(base) is lane:  # else it has another instance name by now
+                    await self._upload(base, lane)
+                continue
+            again = min(lane.queue.values(), default=None)
+            try:
+                async with asyncio.timeout(None if again is None else again - now):
+                    await lane.wake.wait()
+            except TimeoutError:
+                pass  # one is to be tried again
+
+    async def _upload(self, base: OutputBase, lane: _Lane) -> None:
         progress, sealed = base.upload, base.sealed
         if sealed is None or base.removed:
             return
@@ -112,14 +132,14 @@ class Uploads:
         try:
             remote = self._remote.of_instance(base.instance_name) if base.instance_name else self._remote
             tree = _Tree(
-                remote, base.instance_name, self._local, self._message, self._leases, self._rate, progress
+                remote, base.instance_name, self._local, self._message, self._leases, lane.rate, progress
             )
             trusted = self._now() - self._trusted
-            whole = await tree.send(sealed.digest, trusted, self._now, lambda: self._is_left(base))
+            whole = await tree.send(sealed.digest, trusted, self._now, lambda: self._is_left(base, lane))
         except OutputdError as error:
             again = not isinstance(error, _REFUSALS)
             if again:
-                self._queue.setdefault(base, time.monotonic() + _RETRY)
+                lane.queue.setdefault(base, time.monotonic() + _RETRY)
             if progress.error != str(error):
                 then = f"tried again in {_RETRY:g} s" if again else "tried again after the next build"
                 _log.warning("output base %s is not uploaded, %s: %s", base.id, then, error)
@@ -129,7 +149,7 @@ class Uploads:
             progress.running = False
             progress.waiting = 0
             await self._leases.flush()
-        if self._is_left(base):
+        if self._is_left(base, lane):
             return
         progress.error = tree.error
         blobs, size = progress.blobs - before[0], progress.bytes - before[1]
@@ -145,9 +165,9 @@ class Uploads:
                 size,
             )
 
-    def _is_left(self, base: OutputBase) -> bool:
+    def _is_left(self, base: OutputBase, lane: _Lane) -> bool:
         """There is a later checkpoint to be uploaded, or nothing any more."""
-        return base.removed or base in self._queue
+        return base.removed or base in lane.queue or self._lane(base) is not lane
 
 
 class _Tree:
