@@ -1,7 +1,7 @@
 """What a remote has lost and we hold goes back to it, in the background. Never uploads what was made here and never was there.
 
-Each remote has its own queue and its own uploads: one that does not answer keeps no other waiting. Nobody waits for an upload: until
-it has happened the blob is read from the local store. What does not fit into the queue, or fails, is found again the next time that
+Each remote has its own queue and its own uploads: one that does not answer keeps no other waiting. Nobody waits for an upload;
+until then the blob is read from the local store. What does not fit into the queue, or fails, is found again the next time that
 somebody asks for it.
 """
 

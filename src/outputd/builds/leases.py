@@ -3,8 +3,8 @@
 A lease says that at some moment every blob of a directory was in the remote CAS or whole in the local store. Leases are named by
 digests, so they hold for every tree with that content and outlive restarts; the one of a subtree spares looking into it at all.
 
-A lease is true of one place: an instance of one server, or the local store alone. It says nothing of any other, and another server in
-the settings changes nothing for those that stay.
+A lease is true of one place: an instance of one server, or the local store alone. It says nothing of any other, and a change of one
+server in the settings changes nothing for the rest.
 
 They lie in an SQLite file of their own in the cache directory: who wipes the cache wipes what was known of it, and a save of a tree
 never waits for them. All of it can be lost: then everything is asked for once more. So nothing is synced, and
