@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from outputd.builds.healing import Healing
+from outputd.builds.write_back import WriteBack
 from outputd.config.remote_options import ConfiguredRemote
 from outputd.front.fuse.callers import name_of
 from outputd.front.fuse.front import FuseFront
@@ -24,7 +25,9 @@ def mount_facts(front: FuseFront, path: str) -> MountFacts:
     return MountFacts(path, f"7.{session.minor}", features)
 
 
-def remote_facts(configured: ConfiguredRemote, client: RemoteStore, healing: Healing | None) -> RemoteFacts:
+def remote_facts(
+    configured: ConfiguredRemote, client: RemoteStore, healing: Healing | None, queue: WriteBack | None
+) -> RemoteFacts:
     """The same of one remote."""
     contact = client.contact
     healed = None if healing is None else healing.of(configured.prefix)
@@ -41,6 +44,7 @@ def remote_facts(configured: ConfiguredRemote, client: RemoteStore, healing: Hea
         healed_bytes=0 if healed is None else healed.bytes,
         healing=0 if healed is None else len(healed.queue),
         credentials=client.credentials.facts(),
+        queue=None if queue is None else queue.facts(configured.prefix),
     )
 
 

@@ -51,8 +51,8 @@ class _Lane:
 
     __slots__ = ("queue", "rate", "wake")
 
-    def __init__(self, bytes_per_second: int) -> None:
-        self.rate = Rate(bytes_per_second)
+    def __init__(self, rate: Rate) -> None:
+        self.rate = rate
         self.queue: dict[OutputBase, float] = {}
         """With the time, by time.monotonic(), before which it is not tried."""
         self.wake = asyncio.Event()
@@ -69,13 +69,13 @@ class Uploads:
         leases: Leases,
         *,
         trusted: int,
-        rates: Mapping[str, int],
+        rates: Mapping[str, Rate],
         remote_of: Callable[[str], str | None] = lambda _: "",
         now: Callable[[], int] = time.time_ns,
     ) -> None:
         """`message` finds the Directory messages that lie here. `trusted`: for how many nanoseconds the remote is believed to have
-        what it was seen to have; `rates`: bytes per second, 0 for no limit, of each remote that is to have anything, by its prefix;
-        `remote_of` tells which remote an instance name belongs to; `now` tells nanoseconds since 1970.
+        what it was seen to have; `rates`: of each remote that is to have anything, by its prefix; `remote_of` tells which remote
+        has an instance name; `now` tells nanoseconds since 1970.
         """
         self._remote = remote
         self._local = local

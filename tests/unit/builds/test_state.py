@@ -336,6 +336,7 @@ def test_pins_outlive_a_restart_and_older_databases_get_room_for_them(tmp_path: 
     asyncio.run(first())
     asyncio.run(second())
     with _edited(tmp_path) as connection:
-        connection.execute("DROP TABLE pin")
+        for table in ("pin", "queued_blob", "queued_result"):
+            connection.execute(f"DROP TABLE {table}")
         connection.execute("PRAGMA user_version=2")
     asyncio.run(third())

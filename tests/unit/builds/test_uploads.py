@@ -87,7 +87,13 @@ class Uploading:
         self.w = w
         self.remote = remote
         self.uploads = Uploads(
-            remote, w.store, w.state.directory, w.leases, trusted=3600 * SECOND, rates={"": 0}, now=w.now
+            remote,
+            w.store,
+            w.state.directory,
+            w.leases,
+            trusted=3600 * SECOND,
+            rates={"": Rate(0)},
+            now=w.now,
         )
 
     @property
@@ -302,7 +308,7 @@ def test_each_remote_has_its_own_queue(tmp_path: Path) -> None:
                 u.w.state.directory,
                 u.w.leases,
                 trusted=3600 * SECOND,
-                rates={"": 0, "team": 0},
+                rates={"": Rate(0), "team": Rate(0)},
                 remote_of=lambda name: gone.get(name),
             )
             await u.build(TREE)

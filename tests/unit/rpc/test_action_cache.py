@@ -10,11 +10,12 @@ from outputd._proto import remote_execution_pb2 as reapi
 from outputd.digest import Digest, empty_digest
 from outputd.errors import Denied, Exhausted, Invalid, NotFound, Unavailable
 from outputd.rpc import recent_results
-from outputd.rpc.action_cache import ActionCache, ReferencedResults
+from outputd.rpc.action_cache import ActionCache
 from outputd.rpc.client import Stub
 from outputd.rpc.digests import digest_message
 from outputd.rpc.inlined import Inlined
 from outputd.rpc.limits import MESSAGE_LIMIT
+from outputd.rpc.referenced import ReferencedResults
 from outputd.rpc.services import service_handler
 from outputd.store.marks import Marks
 from tests.unit.rpc.fakes import SHA256, FakeStore
