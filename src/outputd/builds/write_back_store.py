@@ -52,10 +52,10 @@ class WriteBackStore:
         """As ServedBlobs; while the remote does not answer: those that are not here, or that the queue has no room for."""
         try:
             return await self._own.provide(digests)
-        except (Unreachable, TimedOut):
+        except (Unreachable, TimedOut) as error:
             if not self._queue.takes(self._name):
                 raise
-            return await self._left(digests)
+            return set(await self._queued(digests, error))
 
     async def write(self, digest: Digest, data: AsyncIterator[bytes]) -> None:
         """As BlobStore; while the remote does not answer, it is enough that the blob is here and queued."""
@@ -64,30 +64,37 @@ class WriteBackStore:
         except (Unreachable, TimedOut) as error:
             if not self._queue.takes(self._name):
                 raise
-            if await self._left([digest]):
-                raise self._full(error) from error
+            if failure := (await self._queued([digest], error)).get(digest):
+                raise failure from error
 
     async def write_many(self, blobs: Mapping[Digest, bytes]) -> dict[Digest, OutputdError]:
         """As `write` for many."""
-        failures = await self._own.write_many(blobs)
-        unanswered = [
-            digest for digest, error in failures.items() if isinstance(error, (Unreachable, TimedOut))
-        ]
-        if unanswered and self._queue.takes(self._name):
-            left = await self._left(unanswered)
-            for digest in unanswered:
-                error = failures.pop(digest)
-                if digest in left:
-                    failures[digest] = self._full(error)
+        try:
+            failures = await self._own.write_many(blobs)
+        except (Unreachable, TimedOut) as error:
+            if not self._queue.takes(self._name):
+                raise
+            return await self._queued(blobs, error)
+        if self._queue.takes(self._name):
+            unanswered = {
+                digest: error
+                for digest, error in failures.items()
+                if isinstance(error, (Unreachable, TimedOut))
+            }
+            if unanswered:
+                for digest in unanswered:
+                    del failures[digest]
+                failures |= await self._queued(unanswered, next(iter(unanswered.values())))
         return failures
 
-    async def _left(self, digests: Collection[Digest]) -> set[Digest]:
-        """Queue these; those that are not here, or for which there is no room."""
+    async def _queued(self, digests: Collection[Digest], error: OutputdError) -> dict[Digest, OutputdError]:
+        """Queue what the remote did not take because of an error. Of those that cannot be queued: what the client is told, which is
+        what it would be without a queue."""
         absent = await in_thread(self.local.retain, digests)
-        return absent | await self._queue.keep_blobs(
+        full = await self._queue.keep_blobs(
             self._name, [digest for digest in digests if digest.size and digest not in absent]
         )
-
-    def _full(self, error: OutputdError) -> OutputdError:
-        """What the client is told: what it would be without the queue, and that there is one."""
-        return type(error)(f"{error}; {self._queue.limit(self._name)}")
+        failures = dict.fromkeys(absent, error)
+        if full:
+            failures |= dict.fromkeys(full, type(error)(f"{error}; {self._queue.limit(self._name)}"))
+        return failures

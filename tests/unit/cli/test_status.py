@@ -89,6 +89,7 @@ def test_programs(outputd: Commands, daemon: GetStatusResponse) -> None:
         "healed_blobs": 0,
         "healed_bytes": 0,
         "healing": 0,
+        "offline_queue": None,
         "credentials": [],
     }
     assert data["output_bases"] == [
