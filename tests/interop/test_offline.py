@@ -64,7 +64,7 @@ class Client:
 
     def upload(self, *files: bytes, tree: Rev2Tree | None = None) -> None:
         """What the server says that it lacks."""
-        blobs = {*files, *((tree.message, *tree.files) if tree is not None else ())}
+        blobs = {*files, *((tree.message, *tree.files, *tree.directories) if tree is not None else ())}
         missing = self.cas.missing([digest_of(data) for data in blobs if data])
         self.cas.put_all([data for data in blobs if digest_of(data).hash in missing])
 
@@ -139,7 +139,7 @@ def test_what_is_uploaded_offline_comes_to_the_server(remote: Upstream) -> None:
         assert client.get(b"action") == result
         assert not client.cas.missing([digest_of(data) for data in (small, LARGE, before)])
         known = queue(daemon)
-        assert (known["results"], known["blobs"]) == (1, 3 + 1 + len(set(TREE.files)))
+        assert (known["results"], known["blobs"]) == (1, 3 + len({TREE.message, *TREE.files, *TREE.directories}))
         assert known["oldest"] is not None
         assert "given up" in known["last_error"] or "UNAVAILABLE" in known["last_error"]
         daemon.kill()
