@@ -139,7 +139,10 @@ def test_what_is_uploaded_offline_comes_to_the_server(remote: Upstream) -> None:
         assert client.get(b"action") == result
         assert not client.cas.missing([digest_of(data) for data in (small, LARGE, before)])
         known = queue(daemon)
-        assert (known["results"], known["blobs"]) == (1, 3 + len({TREE.message, *TREE.files, *TREE.directories}))
+        assert (known["results"], known["blobs"]) == (
+            1,
+            3 + len({TREE.message, *TREE.files, *TREE.directories}),
+        )
         assert known["oldest"] is not None
         assert "given up" in known["last_error"] or "UNAVAILABLE" in known["last_error"]
         daemon.kill()
