@@ -97,6 +97,16 @@ def uploading() -> Iterator[World]:
         yield World(rooms, uploading=True)
 
 
+def test_cas_reads_from_the_one_that_has_the_name(w: World) -> None:
+    data = b"of casd" * 100
+    w.two.cas.put(data)
+    name = f"blobs/sha256/file/{digest_of(data).hash}-{len(data)}"
+    w.daemon.expects("READ of .* failed")
+    with pytest.raises(OSError):
+        (w.daemon.mount / "cas" / name).read_bytes()
+    assert (w.daemon.mount / "cas/team" / name).read_bytes() == data
+
+
 def test_each_output_base_reads_from_its_own(w: World) -> None:
     ours, theirs = b"of BuildGrid" * 100, b"of casd" * 100
     w.one.cas.put(ours)
