@@ -67,21 +67,17 @@ class Bringing:
         """Why something stays in the queue, if anything does. Raises what befalls all."""
         try:
             self._forget_old()
-            for name in dict.fromkeys(key.instance_name for key in list(self._lane.waiting)):
+            blobs = _by_name(self._lane.ready(results=False))
+            results = _by_name(self._lane.ready(results=True))
+            for name in dict.fromkeys([*blobs, *results]):
                 remote = self._remote.of_instance(name)
-                blobs = [
-                    key.digest for key in list(self._lane.waiting) if not key.is_result and key[0] == name
-                ]
-                for start in range(0, len(blobs), BLOBS_A_QUESTION):
-                    await self._blobs(name, remote, blobs[start : start + BLOBS_A_QUESTION])
+                digests = [row.key.digest for row in blobs.get(name, ())]
+                for start in range(0, len(digests), BLOBS_A_QUESTION):
+                    await self._blobs(name, remote, digests[start : start + BLOBS_A_QUESTION])
                     self._note()
-                results = [
-                    row
-                    for row in list(self._lane.waiting.values())
-                    if row.key.is_result and row.key[0] == name
-                ]
-                for start in range(0, len(results), _RESULTS_AT_ONCE):
-                    await self._some_results(name, remote, results[start : start + _RESULTS_AT_ONCE])
+                rows = results.get(name, [])
+                for start in range(0, len(rows), _RESULTS_AT_ONCE):
+                    await self._some_results(name, remote, rows[start : start + _RESULTS_AT_ONCE])
                     self._note()
         finally:
             self._note()
@@ -193,6 +189,13 @@ class Bringing:
                 self._refused[0].refused,
             )
             self._refused = []
+
+
+def _by_name(rows: Sequence[Row]) -> dict[str, list[Row]]:
+    found: dict[str, list[Row]] = {}
+    for row in rows:
+        found.setdefault(row.key.instance_name, []).append(row)
+    return found
 
 
 def _any(_error: OutputdError) -> bool:

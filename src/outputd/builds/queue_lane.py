@@ -71,6 +71,8 @@ class Lane:
         """Whether there is room, in place of an earlier one of that key."""
         before = self.waiting.get(row.key)
         growth = row.size - (0 if before is None else before.size)
+        if not self.options.bytes:
+            return False
         if self.bytes + growth > self.options.bytes or (before is None and len(self.waiting) >= ITEMS):
             if not self.full:
                 _log.warning(
@@ -85,6 +87,12 @@ class Lane:
         self.refused.pop(row.key, None)
         self.bytes += growth
         return True
+
+    def ready(self, *, results: bool) -> list[Row]:
+        """Those blobs, or results, that are in the database: what is brought before is not known to have been queued."""
+        return [
+            row for key, row in self.waiting.items() if key.is_result is results and key not in self.unwritten
+        ]
 
     def leave(self, row: Row) -> bool:
         """It does not wait any more; False when it was replaced, and what replaced it does."""

@@ -164,7 +164,7 @@ class WriteBack:
         pause = 0.0
         while True:
             lane.wake.clear()
-            if not lane.waiting:
+            if not lane.ready(results=False) and not lane.ready(results=True):
                 try:
                     async with asyncio.timeout(_AGEING):
                         await lane.wake.wait()
