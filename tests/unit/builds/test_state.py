@@ -16,6 +16,7 @@ from pathlib import Path
 import pytest
 
 from outputd.builds.database import FORMAT
+from outputd.builds.queued_rows import Key, QueuedRows, Row
 from outputd.builds.state import SavedBase, State
 from outputd.digest import Digest, DigestFunction
 from outputd.disk.disk import RealDisk
@@ -310,6 +311,24 @@ def test_the_state_of_somebody_else_is_refused(tmp_path: Path, monkeypatch: pyte
     with pytest.raises(Precondition, match=r"belongs to uid \d+, and this is uid \d+; `chown -R` it"):
         State(str(tmp_path / "state"), RealDisk())
     assert os.listdir(tmp_path / "state") == []
+
+
+def test_the_queue_has_room_in_an_older_database(tmp_path: Path) -> None:
+    asyncio.run(_made(tmp_path))
+    with _edited(tmp_path) as connection:
+        for table in ("queued_blob", "queued_result"):
+            connection.execute(f"DROP TABLE {table}")
+        connection.execute("PRAGMA user_version=3")
+
+    async def migrated() -> None:
+        state = _state(tmp_path)
+        assert QueuedRows(state).all() == []
+        key = Key("main", Digest.of(DigestFunction.SHA256, b"action"), is_result=True)
+        await QueuedRows(state).add_result(Row(key, 7, 1, None), b"request")
+        assert QueuedRows(state).request(key) == b"request"
+        await state.close()
+
+    asyncio.run(migrated())
 
 
 def test_pins_outlive_a_restart_and_older_databases_get_room_for_them(tmp_path: Path) -> None:
