@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import threading
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -387,6 +388,30 @@ def test_rows_that_cannot_be_read_or_belong_to_nobody_stop_no_daemon(
             monkeypatch.setattr(QueuedRows, "all", damaged)
             assert w.made().blobs() == set()
             assert "none of them will be brought: damaged" in caplog.text
+
+    asyncio.run(run())
+
+
+def test_what_is_not_written_yet_is_not_brought(tmp_path: Path) -> None:
+    async def run() -> None:
+        async with world(tmp_path) as w, asyncio.TaskGroup() as tasks:
+            slow = threading.Event()
+            w.state._writer.submit(slow.wait)
+            try:
+                queueing = tasks.create_task(w.queue.keep_result("main", ACTION, b""))
+                await until(lambda: w.facts.results)
+                again = tasks.create_task(w.keep(A))
+                third = tasks.create_task(w.keep(A))
+                await until(lambda: w.facts.blobs)
+                assert await w.bring() is None
+                assert (w.facts.blobs, w.facts.results, w.facts.refused, w.remote.asked) == (1, 1, [], [])
+            finally:
+                slow.set()
+            assert await queueing
+            assert await again == await third == set()
+            assert len(await w.left()) == 2
+            assert await w.bring() is None
+            assert await w.left() == []
 
     asyncio.run(run())
 
