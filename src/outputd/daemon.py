@@ -165,10 +165,8 @@ async def _run(
         accounting.arrivals.append(feed.arrived)
         counted = None if remote is None else Counted(remote, accounting.arrived)
         store = await rooms.enter_async_context(CachedStore(local, counted, partials))
-
         leases = Leases(config.cache.dir, (lambda _: "") if remote is None else remote.place, disk)
         rooms.push_async_callback(leases.close)
-
         reading = Elsewhere(store, lambda: {base.instance_name for base in builds.live()})
 
         tree = Tree(uid=os.getuid(), gid=os.getgid(), now=time.time_ns())

@@ -192,7 +192,7 @@ class DiskStore:
     def retain(self, digests: Collection[Digest]) -> set[Digest]:
         absent: set[Digest] = set()
         for digest in digests:
-            if _is_empty_blob(digest):
+            if self.layout.standing(digest) is not None:
                 continue
             if not self.has(digest):
                 absent.add(digest)
