@@ -24,7 +24,6 @@ from outputd import __version__
 from outputd._proto import admin_pb2, bazel_output_service_pb2, health_pb2
 from outputd.builds.builds import Builds, Options
 from outputd.builds.collection import Collection
-from outputd.builds.healing import Healing
 from outputd.builds.journals import Journals
 from outputd.builds.leases import Leases
 from outputd.builds.lock import CACHE, DirectoryLock
@@ -33,8 +32,8 @@ from outputd.builds.prefetch import Prefetch
 from outputd.builds.presence import LeaseOptions, Presence
 from outputd.builds.refresh import Refresh
 from outputd.builds.state import State
-from outputd.builds.uploads import Uploads
 from outputd.builds.verification import Verification
+from outputd.builds.write_back import WriteBack
 from outputd.config import Config, UnixAddress
 from outputd.config.crawl_options import crawl_options
 from outputd.config.remote_options import checking_results, configured_remotes
@@ -65,7 +64,6 @@ from outputd.restart import (
     left_behind,
     until_asked,
 )
-from outputd.rpc.action_cache import ReferencedResults
 from outputd.rpc.admin import Admin, RestartFacts, StoreFacts
 from outputd.rpc.bazel_output_service import BazelOutputService
 from outputd.rpc.byte_stream import ByteStream
@@ -73,12 +71,16 @@ from outputd.rpc.calls import Calls
 from outputd.rpc.health import Health
 from outputd.rpc.operations import Operations
 from outputd.rpc.passing import Passing
+from outputd.rpc.queued_results import QueuedResults
+from outputd.rpc.referenced import ReferencedResults
 from outputd.rpc.reflection import reflection_services
 from outputd.rpc.rev2 import rev2_services
 from outputd.rpc.services import SERVER_OPTIONS, service_handler
 from outputd.rpc.trees import Trees
+from outputd.senders import senders
 from outputd.signals import Signals
 from outputd.sockets import bind, clear_stale_socket, remove
+from outputd.store.base import ServedBlobs
 from outputd.store.cached import CachedStore
 from outputd.store.counted import Counted
 from outputd.store.disk_store import DiskStore
@@ -163,10 +165,8 @@ async def _run(
         accounting.arrivals.append(feed.arrived)
         counted = None if remote is None else Counted(remote, accounting.arrived)
         store = await rooms.enter_async_context(CachedStore(local, counted, partials))
-
-        leases = Leases(config.cache.dir, _remote_identity(config), disk)
+        leases = Leases(config.cache.dir, (lambda _: "") if remote is None else remote.place, disk)
         rooms.push_async_callback(leases.close)
-
         reading = Elsewhere(store, lambda: {base.instance_name for base in builds.live()})
 
         tree = Tree(uid=os.getuid(), gid=os.getgid(), now=time.time_ns())
@@ -232,17 +232,8 @@ async def _run(
             patience=int(config.outputs.start_timeout * 1e9),
             local_only=remote is None,
         )
-        uploads: Uploads | None = None
-        if remote is not None and config.remote.upload_outputs:
-            uploads = Uploads(
-                remote,
-                local,
-                state.directory,
-                leases,
-                trusted=lease_options.duration,
-                rate=config.remote.upload_rate,
-            )
-        healing = Healing(store) if remote is not None and config.outputs.heal else None
+        sending = senders(config, [one for one, _ in remotes], remote, store, local, state, leases)
+        uploads, healing, queue = sending.uploads, sending.healing, sending.queue
         presence = Presence(loader, store, leases, healing, lease_options)
         journals = Journals(f"{config.state.dir}/journals", disk)
         builds = Builds(
@@ -262,7 +253,7 @@ async def _run(
         )
 
         def held() -> set[Digest]:
-            return content.open_digests() | (set() if healing is None else healing.blobs()) | pins.held
+            return content.open_digests() | sending.held() | pins.held
 
         prefetch = Prefetch(loader, reading, local, lambda: awaited(front), held)
         pins = Pins(state, builds.root, loader, prefetch, local.is_here)
@@ -325,6 +316,9 @@ async def _run(
                     relays = Relays(remote, {one.prefix: client.relay() for one, client in remotes})
                     rooms.push_async_callback(relays.close)
                 passing = Passing(relays)
+                if queue is not None:
+                    queued = QueuedResults(store, passing, state)
+                    background.append(tasks.create_task(queue.run(queued), name="write-back"))
                 operations = Operations(
                     lambda: kernel_requests(front, mount.path),
                     calls,
@@ -337,7 +331,7 @@ async def _run(
                     [str(address) for address in config.listen.addresses],
                     lambda: _begin_count(local),
                     lambda: mount_facts(front, mount.path),
-                    lambda: [remote_facts(*some, healing) for some in remotes],
+                    lambda: [remote_facts(*some, healing, queue) for some in remotes],
                     operations,
                     Verification(loader, store),
                     tasks,
@@ -347,7 +341,18 @@ async def _run(
                 while departure is None:
                     async with (
                         _running(builds.checkpoints.run(), tasks),
-                        _listening(config, store, state, builds, admin, trees, calls, passing, tasks),
+                        _listening(
+                            config,
+                            sending.served(store),
+                            state,
+                            queue,
+                            builds,
+                            admin,
+                            trees,
+                            calls,
+                            passing,
+                            tasks,
+                        ),
                     ):
                         _log.info(
                             "outputd %s: outputs at %s/outputs, listening on %s",
@@ -430,8 +435,9 @@ def _begin_count(store: DiskStore) -> None:
 @contextlib.asynccontextmanager
 async def _listening(
     config: Config,
-    store: CachedStore,
+    store: ServedBlobs,
     state: State,
+    queue: WriteBack | None,
     builds: Builds,
     admin: Admin,
     trees: Trees,
@@ -447,7 +453,9 @@ async def _listening(
             bazel_output_service_pb2.DESCRIPTOR.services_by_name["BazelOutputService"],
             BazelOutputService(builds),
         ),
-        *rev2_services(store, state, byte_stream, passing, check_results=checking_results(config)),
+        *rev2_services(
+            store, state, byte_stream, passing, check_results=checking_results(config), queue=queue
+        ),
     ]
     admin_descriptor = admin_pb2.DESCRIPTOR.services_by_name["Admin"]
     trees_descriptor = admin_pb2.DESCRIPTOR.services_by_name["Trees"]
@@ -489,12 +497,3 @@ async def _listening(
         await server.stop(_GRACE)
         byte_stream.close()
         remove(sockets)
-
-
-def _remote_identity(config: Config) -> str:
-    """What leases are true of."""
-    identity = f"{config.remote.url or ''}\n{config.remote.instance_name}"
-    for some in configured_remotes(config):
-        if some.name:
-            identity += f"\n{some.prefix}\n{some.url}\n{some.settings.instance_name}"
-    return identity

@@ -55,6 +55,10 @@ class Denied(OutputdError):
     """The remote refuses our credentials or our right to do this, or we do not trust its certificate. Do not retry as it is."""
 
 
+class Unproven(Denied):
+    """It is not proven who we are, or who the server is; with other credentials or certificates the same may work."""
+
+
 class Refused(Precondition):
     """Our own settings forbid it to who asks. Do not retry."""
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from outputd.builds.healing import Healing
+from outputd.builds.write_back import WriteBack
 from outputd.config.remote_options import ConfiguredRemote
 from outputd.front.fuse.callers import name_of
 from outputd.front.fuse.front import FuseFront
@@ -24,12 +25,12 @@ def mount_facts(front: FuseFront, path: str) -> MountFacts:
     return MountFacts(path, f"7.{session.minor}", features)
 
 
-def remote_facts(configured: ConfiguredRemote, client: RemoteStore, healing: Healing | None) -> RemoteFacts:
+def remote_facts(
+    configured: ConfiguredRemote, client: RemoteStore, healing: Healing | None, queue: WriteBack | None
+) -> RemoteFacts:
     """The same of one remote."""
     contact = client.contact
-    # Healing does not tell the servers apart: what it did stands beside the one that is asked when nothing else is said.
-    if configured.name:
-        healing = None
+    healed = None if healing is None else healing.of(configured.prefix)
     return RemoteFacts(
         configured.name,
         configured.prefix,
@@ -39,10 +40,11 @@ def remote_facts(configured: ConfiguredRemote, client: RemoteStore, healing: Hea
         contact.last_error,
         contact.last_error_time,
         contact.unanswered_since,
-        healed=0 if healing is None else healing.healed,
-        healed_bytes=0 if healing is None else healing.healed_bytes,
-        healing=0 if healing is None else healing.waiting,
+        healed=0 if healed is None else healed.blobs,
+        healed_bytes=0 if healed is None else healed.bytes,
+        healing=0 if healed is None else len(healed.queue),
         credentials=client.credentials.facts(),
+        queue=None if queue is None else queue.facts(configured.prefix),
     )
 
 

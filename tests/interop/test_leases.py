@@ -19,8 +19,9 @@ import pytest
 from outputd._proto import remote_execution_pb2 as reapi
 from tests import daemon_fixture
 from tests.daemon_fixture import Daemon
+from tests.interop.losing import Losing
 from tests.interop.servers import buildbox_casd, buildgrid
-from tests.service_client import BuildClient, Cas, digest_of
+from tests.service_client import BuildClient, digest_of
 
 pytestmark = pytest.mark.skipif(
     os.geteuid() != 0 or not os.path.exists("/dev/fuse"), reason="needs root and /dev/fuse"
@@ -28,26 +29,6 @@ pytestmark = pytest.mark.skipif(
 
 SERVERS = {"buildgrid": buildgrid, "casd": buildbox_casd}
 FILES = {f"bin/file{number}": b"content %d" % number * 100 for number in range(50)}
-
-
-class Losing:
-    """A server and the directory of its blobs."""
-
-    def __init__(self, directory: Path, url: str, channel: grpc.Channel) -> None:
-        self._directory = directory
-        self.url = url
-        self.cas = Cas(channel)
-
-    def lose(self, data: bytes) -> None:
-        """Take its file away, as whoever frees a disk in a hurry."""
-        hash_ = digest_of(data).hash
-        found = [
-            p for p in self._directory.rglob("*") if p.is_file() and "".join(p.parts[-3:]).endswith(hash_)
-        ]
-        assert found, f"the server keeps {hash_} nowhere"
-        for path in found:
-            path.unlink()
-        assert self.cas.missing([digest_of(data)]) == {hash_}
 
 
 @pytest.fixture(params=list(SERVERS.values()), ids=list(SERVERS))

@@ -29,11 +29,13 @@ class Upstream:
         self._options: Final = options
         self._running: AbstractContextManager[Server] | None = None
         self._channel: grpc.Channel | None = None
+        self.address = ""
+        """Of the server itself, for gRPC; another one after each start."""
 
     def start(self) -> None:
         self._running = self._starter(self._directory, *self._options)
         url = self._running.__enter__().url
-        address = url.removeprefix("grpc://")
+        self.address = address = url.removeprefix("grpc://")
         self._channel = grpc.insecure_channel(address)
         host, _, port = address.rpartition(":")
         self.relay.target = url.removeprefix("unix:") if url.startswith("unix:") else (host, int(port))

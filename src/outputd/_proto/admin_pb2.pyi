@@ -453,6 +453,7 @@ class Remote(_message.Message):
     PREFIX_FIELD_NUMBER: _builtins.int
     INSTANCE_NAME_FIELD_NUMBER: _builtins.int
     CREDENTIALS_FIELD_NUMBER: _builtins.int
+    OFFLINE_QUEUE_FIELD_NUMBER: _builtins.int
     url: _builtins.str
     """Its URL, as in the settings."""
     state: Global___Remote.State.ValueType
@@ -483,6 +484,10 @@ class Remote(_message.Message):
     def credentials(self) -> _containers.RepeatedCompositeFieldContainer[Global___Credential]:
         """Whose headers it is sent, one for each source in the order in which they count. Never a secret."""
 
+    @_builtins.property
+    def offline_queue(self) -> Global___OfflineQueue:
+        """Uploads that wait for the server to answer (`remote.offline_queue`). Unset: nothing waits, and the queue is off."""
+
     def __init__(
         self,
         *,
@@ -498,14 +503,119 @@ class Remote(_message.Message):
         prefix: _builtins.str = ...,
         instance_name: _builtins.str = ...,
         credentials: _abc.Iterable[Global___Credential] | None = ...,
+        offline_queue: Global___OfflineQueue | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["last_error_time", b"last_error_time", "unanswered_since", b"unanswered_since"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["last_error_time", b"last_error_time", "offline_queue", b"offline_queue", "unanswered_since", b"unanswered_since"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["credentials", b"credentials", "healed_blobs", b"healed_blobs", "healed_bytes", b"healed_bytes", "healing", b"healing", "instance_name", b"instance_name", "last_error", b"last_error", "last_error_time", b"last_error_time", "name", b"name", "prefix", b"prefix", "state", b"state", "unanswered_since", b"unanswered_since", "url", b"url"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["credentials", b"credentials", "healed_blobs", b"healed_blobs", "healed_bytes", b"healed_bytes", "healing", b"healing", "instance_name", b"instance_name", "last_error", b"last_error", "last_error_time", b"last_error_time", "name", b"name", "offline_queue", b"offline_queue", "prefix", b"prefix", "state", b"state", "unanswered_since", b"unanswered_since", "url", b"url"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___Remote: _TypeAlias = Remote  # noqa: Y015
+
+@_typing.final
+class OfflineQueue(_message.Message):
+    """Blobs and action results that clients uploaded while a server did not answer."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    LIMIT_BYTES_FIELD_NUMBER: _builtins.int
+    BLOBS_FIELD_NUMBER: _builtins.int
+    RESULTS_FIELD_NUMBER: _builtins.int
+    BYTES_FIELD_NUMBER: _builtins.int
+    OLDEST_FIELD_NUMBER: _builtins.int
+    LAST_ERROR_FIELD_NUMBER: _builtins.int
+    LAST_ERROR_TIME_FIELD_NUMBER: _builtins.int
+    BROUGHT_FIELD_NUMBER: _builtins.int
+    BROUGHT_BYTES_FIELD_NUMBER: _builtins.int
+    REFUSED_FIELD_NUMBER: _builtins.int
+    limit_bytes: _builtins.int
+    """Bytes that may wait. 0: nothing new is taken."""
+    blobs: _builtins.int
+    """Blobs that wait."""
+    results: _builtins.int
+    """Action results that wait."""
+    bytes: _builtins.int
+    """Bytes of both."""
+    last_error: _builtins.str
+    """Why the last try to bring them left some behind. Empty: it did not, or there was none since the daemon started."""
+    brought: _builtins.int
+    """Blobs and results that were brought to the server since the daemon started."""
+    brought_bytes: _builtins.int
+    """Bytes of them."""
+    @_builtins.property
+    def oldest(self) -> _timestamp_pb2.Timestamp:
+        """Since when the one waits that has waited longest. Unset: nothing waits."""
+
+    @_builtins.property
+    def last_error_time(self) -> _timestamp_pb2.Timestamp:
+        """When that was. Unset: see there."""
+
+    @_builtins.property
+    def refused(self) -> _containers.RepeatedCompositeFieldContainer[Global___RefusedUpload]:
+        """Those that the server refuses for good, the last thousand. They are not tried again, and forgotten after `offline_queue_age`."""
+
+    def __init__(
+        self,
+        *,
+        limit_bytes: _builtins.int = ...,
+        blobs: _builtins.int = ...,
+        results: _builtins.int = ...,
+        bytes: _builtins.int = ...,
+        oldest: _timestamp_pb2.Timestamp | None = ...,
+        last_error: _builtins.str = ...,
+        last_error_time: _timestamp_pb2.Timestamp | None = ...,
+        brought: _builtins.int = ...,
+        brought_bytes: _builtins.int = ...,
+        refused: _abc.Iterable[Global___RefusedUpload] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["last_error_time", b"last_error_time", "oldest", b"oldest"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["blobs", b"blobs", "brought", b"brought", "brought_bytes", b"brought_bytes", "bytes", b"bytes", "last_error", b"last_error", "last_error_time", b"last_error_time", "limit_bytes", b"limit_bytes", "oldest", b"oldest", "refused", b"refused", "results", b"results"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___OfflineQueue: _TypeAlias = OfflineQueue  # noqa: Y015
+
+@_typing.final
+class RefusedUpload(_message.Message):
+    """An upload that was set aside."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    INSTANCE_NAME_FIELD_NUMBER: _builtins.int
+    BLOB_FIELD_NUMBER: _builtins.int
+    ACTION_FIELD_NUMBER: _builtins.int
+    QUEUED_FIELD_NUMBER: _builtins.int
+    ERROR_FIELD_NUMBER: _builtins.int
+    instance_name: _builtins.str
+    """What the client called the instance."""
+    blob: _builtins.str
+    """Of the blob, `HASH/SIZE`. Empty: it is no blob."""
+    action: _builtins.str
+    """Of the action whose result it is, `HASH/SIZE`. Empty: it is a blob."""
+    error: _builtins.str
+    """Why it is refused."""
+    @_builtins.property
+    def queued(self) -> _timestamp_pb2.Timestamp:
+        """When the client uploaded it."""
+
+    def __init__(
+        self,
+        *,
+        instance_name: _builtins.str = ...,
+        blob: _builtins.str = ...,
+        action: _builtins.str = ...,
+        queued: _timestamp_pb2.Timestamp | None = ...,
+        error: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["queued", b"queued"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["action", b"action", "blob", b"blob", "error", b"error", "instance_name", b"instance_name", "queued", b"queued"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___RefusedUpload: _TypeAlias = RefusedUpload  # noqa: Y015
 
 @_typing.final
 class Credential(_message.Message):

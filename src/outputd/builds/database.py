@@ -20,7 +20,7 @@ from outputd.store.owners import DAMAGED
 
 _log = logging.getLogger(__name__)
 
-FORMAT: Final = 3
+FORMAT: Final = 4
 _MARK: Final = 0x6F757470
 """`outp`, so that file(1) and we can tell our databases from others."""
 
@@ -48,6 +48,21 @@ CREATE TABLE action_result(
   PRIMARY KEY(instance_name, action)
 ) WITHOUT ROWID;
 CREATE TABLE pin(output_base_id TEXT, pattern BLOB, PRIMARY KEY(output_base_id, pattern)) WITHOUT ROWID;
+CREATE TABLE queued_blob(
+  instance_name TEXT NOT NULL,
+  digest BLOB NOT NULL,
+  queued INTEGER NOT NULL,
+  refused TEXT,
+  PRIMARY KEY(instance_name, digest)
+) WITHOUT ROWID;
+CREATE TABLE queued_result(
+  instance_name TEXT NOT NULL,
+  action BLOB NOT NULL,
+  request BLOB NOT NULL,
+  queued INTEGER NOT NULL,
+  refused TEXT,
+  PRIMARY KEY(instance_name, action)
+) WITHOUT ROWID;
 """
 
 _MIGRATIONS: Final = {
@@ -58,6 +73,10 @@ _MIGRATIONS: Final = {
     "  last_build_time INTEGER NOT NULL,\n  unfinished BLOB NOT NULL,\n  journal INTEGER NOT NULL\n) WITHOUT ROWID;"
     " INSERT INTO output_base SELECT *, 0 FROM old; DROP TABLE old;",
     2: "CREATE TABLE pin(output_base_id TEXT, pattern BLOB, PRIMARY KEY(output_base_id, pattern)) WITHOUT ROWID;",
+    3: "CREATE TABLE queued_blob(\n  instance_name TEXT NOT NULL,\n  digest BLOB NOT NULL,\n  queued INTEGER NOT NULL,\n"
+    "  refused TEXT,\n  PRIMARY KEY(instance_name, digest)\n) WITHOUT ROWID;"
+    " CREATE TABLE queued_result(\n  instance_name TEXT NOT NULL,\n  action BLOB NOT NULL,\n  request BLOB NOT NULL,\n"
+    "  queued INTEGER NOT NULL,\n  refused TEXT,\n  PRIMARY KEY(instance_name, action)\n) WITHOUT ROWID;",
 }
 """From each older format to the next one."""
 

@@ -1,98 +1,133 @@
-"""What the remote has lost and we hold goes back to it, in the background. Never uploads what was made here and never was there.
+"""What a remote has lost and we hold goes back to it, in the background. Never uploads what was made here and never was there.
 
-Nobody waits for an upload: until it has happened the blob is read from the local store. What does not fit into the queue, or fails,
-is found again the next time that somebody asks for it.
+Each remote has its own queue and its own uploads: one that does not answer keeps no other waiting. Nobody waits for an upload;
+until then the blob is read from the local store. What does not fit into the queue, or fails, is found again the next time that
+somebody asks for it.
 """
 
 from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Collection
+from collections.abc import Callable, Collection
+from dataclasses import dataclass, field
 from typing import Final
 
 from outputd.digest import Digest
-from outputd.errors import Denied, Exhausted, Invalid, NotFound, OutputdError, Precondition, Unsupported
+from outputd.errors import (
+    Denied,
+    Exhausted,
+    Invalid,
+    NotFound,
+    OutputdError,
+    Precondition,
+    Unavailable,
+    Unsupported,
+)
 from outputd.store.base import BlobStore
 
 _log = logging.getLogger(__name__)
 
 _QUEUE: Final = 10_000
 _AT_ONCE: Final = 4
-"""Uploads under way: builds come first."""
+"""Uploads under way to one remote: builds come first."""
 _REFUSALS: Final = (Denied, Unsupported, Invalid, Precondition)
 """Errors after which no other blob need be tried with that instance."""
 
 
-class Healing:
-    """A queue of blobs and those who work it off. Lives on the event loop."""
+@dataclass(slots=True)
+class Healed:
+    """What goes back to one remote."""
 
-    def __init__(self, blobs: BlobStore) -> None:
+    blobs: int = 0
+    """Uploaded so far."""
+    bytes: int = 0
+    queue: dict[tuple[str, Digest], None] = field(default_factory=dict)
+    """Instance names and blobs that wait."""
+    wake: asyncio.Event = field(default_factory=asyncio.Event)
+
+
+class Healing:
+    """Queues of blobs and those who work them off. Lives on the event loop."""
+
+    def __init__(
+        self,
+        blobs: BlobStore,
+        remotes: Collection[str] = ("",),
+        remote_of: Callable[[str], str | None] = lambda _: "",
+    ) -> None:
+        """`remotes`: by prefix; `remote_of` tells which of them an instance name belongs to."""
         self._blobs = blobs
-        self._queue: dict[tuple[str, Digest], None] = {}
-        self._wake = asyncio.Event()
+        self._remote_of = remote_of
+        self._remotes = {prefix: Healed() for prefix in remotes}
         self._refused: set[str] = set()
         """Instance names that take no uploads of ours, until the daemon is started anew."""
-        self.healed = 0
-        """Blobs uploaded so far."""
-        self.healed_bytes = 0
 
-    @property
-    def waiting(self) -> int:
-        """Blobs in the queue."""
-        return len(self._queue)
+    def of(self, prefix: str) -> Healed:
+        """How far it is with one remote."""
+        return self._remotes[prefix]
 
     def blobs(self) -> set[Digest]:
-        """Those in the queue: their only copy may be the one here. From any thread."""
-        return {digest for _, digest in list(self._queue)}
+        """Those in the queues: their only copy may be the one here. From any thread."""
+        return {digest for remote in self._remotes.values() for _, digest in list(remote.queue)}
 
     def offer(self, instance_name: str, digests: Collection[Digest]) -> bool:
         """The remote has lost these blobs and the local store holds them. Returns whether anything will be tried."""
-        if instance_name in self._refused:
+        prefix = self._remote_of(instance_name)
+        if prefix is None or instance_name in self._refused:
             return False
+        remote = self._remotes[prefix]
         for digest in digests:
-            if len(self._queue) >= _QUEUE:
+            if len(remote.queue) >= _QUEUE:
                 break
-            self._queue[instance_name, digest] = None
-        self._wake.set()
+            remote.queue[instance_name, digest] = None
+        remote.wake.set()
         return True
 
     async def run(self) -> None:
         """Work until cancelled."""
+        async with asyncio.TaskGroup() as group:
+            for remote in self._remotes.values():
+                group.create_task(self._tend(remote))
+
+    # within
+
+    async def _tend(self, remote: Healed) -> None:
         while True:
-            await self._wake.wait()
-            self._wake.clear()
-            before = self.healed
+            await remote.wake.wait()
+            remote.wake.clear()
+            before = remote.blobs
             async with asyncio.TaskGroup() as group:
-                for _ in range(min(_AT_ONCE, len(self._queue))):
-                    group.create_task(self._work())
-            if self.healed != before:
+                for _ in range(min(_AT_ONCE, len(remote.queue))):
+                    group.create_task(self._work(remote))
+            if remote.blobs != before:
                 _log.info(
                     "%d blobs that the remote had lost were uploaded from the local store",
-                    self.healed - before,
+                    remote.blobs - before,
                 )
 
-    async def _work(self) -> None:
-        while self._queue:
-            instance_name, digest = next(iter(self._queue))
-            del self._queue[instance_name, digest]
+    async def _work(self, remote: Healed) -> None:
+        while remote.queue:
+            instance_name, digest = next(iter(remote.queue))
+            del remote.queue[instance_name, digest]
             try:
                 await self._blobs.of_instance(instance_name).write(digest, _Gone(digest))
             except NotFound:
                 _log.debug("blob %s was evicted before it could be uploaded", digest)
             except OutputdError as error:
-                self._failed(instance_name, digest, error)
+                self._failed(remote, instance_name, digest, error)
             else:
-                self.healed += 1
-                self.healed_bytes += digest.size
+                remote.blobs += 1
+                remote.bytes += digest.size
 
-    def _failed(self, instance_name: str, digest: Digest, error: OutputdError) -> None:
+    def _failed(self, remote: Healed, instance_name: str, digest: Digest, error: OutputdError) -> None:
         """One log line for all that wait with it."""
-        given_up = [key for key in self._queue if key[0] == instance_name]
+        away = isinstance(error, Unavailable)
+        given_up = [key for key in remote.queue if away or key[0] == instance_name]
         if isinstance(error, Exhausted):
             given_up = []  # of this one blob, or of a server that has asked us to be slower and was obeyed
         for key in given_up:
-            del self._queue[key]
+            del remote.queue[key]
         if isinstance(error, _REFUSALS):
             if instance_name in self._refused:
                 return

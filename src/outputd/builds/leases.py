@@ -3,8 +3,11 @@
 A lease says that at some moment every blob of a directory was in the remote CAS or whole in the local store. Leases are named by
 digests, so they hold for every tree with that content and outlive restarts; the one of a subtree spares looking into it at all.
 
-They lie in an SQLite file of their own in the cache directory, one for each remote: who wipes the cache wipes what was known of it,
-and a save of a tree never waits for them. All of it can be lost: then everything is asked for once more. So nothing is synced, and
+A lease is true of one place: an instance of one server, or the local store alone. It says nothing of any other, and a change of one
+server in the settings changes nothing for the rest.
+
+They lie in an SQLite file of their own in the cache directory: who wipes the cache wipes what was known of it, and a save of a tree
+never waits for them. All of it can be lost: then everything is asked for once more. So nothing is synced, and
 what was written before a power cut is dropped, for the cut may have taken blobs that nobody but us had.
 """
 
@@ -12,8 +15,8 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import hashlib
 import logging
+import re
 import sqlite3
 from collections.abc import Callable, Collection, Mapping
 from concurrent.futures import ThreadPoolExecutor
@@ -27,15 +30,17 @@ from outputd.errors import Corrupt, OutputdError
 
 _log = logging.getLogger(__name__)
 
-_FORMAT: Final = 1
+_FORMAT: Final = 2
+_OLD_FILE: Final = re.compile(r"leases-[0-9a-f]{16}\.db(-wal|-shm)?")
+"""Of format 1, which had a file for each set of remotes."""
 _SCHEMA: Final = """
 CREATE TABLE running(boot TEXT NOT NULL, ended INTEGER NOT NULL);
 CREATE TABLE lease(
-  instance_name TEXT NOT NULL,
+  place TEXT NOT NULL,
   key BLOB NOT NULL,
   asked INTEGER NOT NULL,
   blobs INTEGER NOT NULL,
-  PRIMARY KEY(instance_name, key)
+  PRIMARY KEY(place, key)
 ) WITHOUT ROWID;
 """
 _KEYS_A_QUERY: Final = 500
@@ -51,7 +56,7 @@ class Lease(NamedTuple):
 
 
 _Changes: TypeAlias = "dict[tuple[str, bytes], Lease | None]"
-"""Leases by instance name and key; None: to be deleted."""
+"""Leases by place and key; None: to be deleted."""
 
 
 def files_key(directory: Digest) -> bytes:
@@ -77,16 +82,22 @@ def subtree_key(digest: Digest | None, record: bytes | None, tree: Digest | None
 
 
 class Leases:
-    """The leases of one remote, or of the local store alone. Lives on the event loop; one thread of its own writes."""
+    """The leases of all remotes, or of the local store alone. Lives on the event loop; one thread of its own writes."""
 
     def __init__(
-        self, directory: str, remote: str, disk: Disk, *, boot: Callable[[], str] | None = None
+        self,
+        directory: str,
+        place: Callable[[str], str],
+        disk: Disk,
+        *,
+        boot: Callable[[], str] | None = None,
     ) -> None:
-        """`remote` tells one remote from another; `boot` names the time since the machine started.
+        """`place` tells where an instance name is asked for (store/routing.py); `boot` names the time since the machine started.
 
         Raises Unavailable or Exhausted.
         """
-        self._path = f"{directory}/leases-{hashlib.blake2b(remote.encode(), digest_size=8).hexdigest()}.db"
+        self._path = f"{directory}/leases.db"
+        self._place = place
         self._fresh: _Changes = {}
         """Not handed to the writer yet."""
         self._in_flight: list[_Changes] = []
@@ -106,6 +117,7 @@ class Leases:
             self._reading_connection = connect(self._path)
             opened.callback(self._reading_connection.close)
             self._opened = opened.pop_all()
+        _remove_old(directory, disk)
 
     async def close(self) -> None:
         """Write what is left, and that all is in order."""
@@ -121,10 +133,11 @@ class Leases:
         found: dict[bytes, Lease] = {}
         wanted: list[bytes] = []
         unwritten = [self._fresh, *reversed(self._in_flight)]
+        place = self._place(instance_name)
         for key in keys:
             for changes in unwritten:
-                if (instance_name, key) in changes:
-                    lease = changes[instance_name, key]
+                if (place, key) in changes:
+                    lease = changes[place, key]
                     if lease is not None:
                         found[key] = lease
                     break
@@ -135,8 +148,8 @@ class Leases:
             marks = ",".join("?" * len(some))
             try:
                 rows = self._reading_connection.execute(
-                    f"SELECT key, asked, blobs FROM lease WHERE instance_name = ? AND key IN ({marks})",
-                    (instance_name, *some),
+                    f"SELECT key, asked, blobs FROM lease WHERE place = ? AND key IN ({marks})",
+                    (place, *some),
                 ).fetchall()
             except sqlite3.Error as error:
                 _log.warning(
@@ -148,16 +161,18 @@ class Leases:
 
     def put(self, instance_name: str, leases: Mapping[bytes, Lease]) -> None:
         """Known from now on, written with the next `flush`."""
+        place = self._place(instance_name)
         for key, lease in leases.items():
-            self._fresh[instance_name, key] = lease
+            self._fresh[place, key] = lease
 
     def drop(self, instance_name: str, keys: Collection[bytes]) -> None:
         """These are not true any more, nor is that the remote has what they were about."""
+        place = self._place(instance_name)
         for key in keys:
-            self._fresh[instance_name, key] = None
+            self._fresh[place, key] = None
             if key[:1] in (b"f", b"s"):
                 directory = Digest(key[1 : 10 + DigestFunction(key[1]).hash_length])
-                self._fresh[instance_name, sent_key(directory)] = None
+                self._fresh[place, sent_key(directory)] = None
 
     async def flush(self) -> None:
         """Write what is fresh. A failure is logged: what is not written is asked for again after a restart."""
@@ -178,7 +193,7 @@ class Leases:
 
         def write(connection: sqlite3.Connection) -> None:
             connection.executemany("INSERT OR REPLACE INTO lease VALUES (?, ?, ?, ?)", kept)
-            connection.executemany("DELETE FROM lease WHERE instance_name = ? AND key = ?", dropped)
+            connection.executemany("DELETE FROM lease WHERE place = ? AND key = ?", dropped)
 
         self._commit(write)
         del self._in_flight[0]  # the writer has one thread
@@ -201,6 +216,15 @@ class Leases:
                 connection.rollback()
 
 
+def _remove_old(directory: str, disk: Disk) -> None:
+    """What an earlier outputd kept is asked for once more: its files do not tell the places apart."""
+    for name in filter(_OLD_FILE.fullmatch, disk.list(directory)):
+        try:
+            disk.unlink(f"{directory}/{name}")
+        except OSError as error:
+            _log.warning("%s/%s, of an earlier outputd, cannot be removed: %s", directory, name, error)
+
+
 def _open(path: str, this_boot: str) -> sqlite3.Connection:
     """Raises Corrupt for what is not ours or damaged, Unavailable or Exhausted."""
     connection = connect(path)
@@ -214,7 +238,7 @@ def _open(path: str, this_boot: str) -> sqlite3.Connection:
         elif version != _FORMAT:
             raise Corrupt(f"it has format {version}, expected {_FORMAT}")
         boot, ended = connection.execute("SELECT boot, ended FROM running").fetchone()
-        connection.execute("SELECT instance_name, key, asked, blobs FROM lease LIMIT 1")
+        connection.execute("SELECT place, key, asked, blobs FROM lease LIMIT 1")
         if not ended and boot != this_boot:
             connection.execute("DELETE FROM lease")
         connection.execute("UPDATE running SET boot = ?, ended = 0", (this_boot,))

@@ -52,7 +52,8 @@ class Refresh:
         self._now = now
         self._swept = 0
         """When old leases were deleted last."""
-        self._failing = False
+        self._failing: set[str] = set()
+        """Instance names for which it failed the last time."""
 
     async def run(self) -> None:
         """Work until cancelled."""
@@ -94,12 +95,12 @@ class Refresh:
             # Those in the first half of their time will come next time, together with what is older then.
             checked = await self._presence.prolong(base.volume.root, began - self._duration // 2, _PAUSE)
         except OutputdError as error:
-            if not self._failing:
+            if base.instance_name not in self._failing:
                 # No more than news: whoever needs the remote will be told by it, and `status` shows that it fails.
                 _log.info("output base %s: its leases cannot be renewed for now: %s", base.id, error)
-            self._failing = True
+            self._failing.add(base.instance_name)
             return
-        self._failing = False
+        self._failing.discard(base.instance_name)
         if base.removed or known.due != began + _RETRY:
             return  # a build has asked meanwhile, or has ended
         if checked.missing and checked.missing != known.missing:

@@ -174,14 +174,11 @@ class State:
 
     def bases(self) -> list[SavedBase]:
         """All that were saved, by id. Raises Corrupt or Unavailable."""
-        try:
-            rows = self._reading_connection.execute(
-                "SELECT id, number, instance_name, digest_function, root, created, last_build_id, last_build_time, unfinished,"
-                " journal"
-                " FROM output_base ORDER BY id"
-            ).fetchall()
-        except sqlite3.Error as error:
-            raise failed(error, self._path) from error
+        rows = self.rows(
+            "SELECT id, number, instance_name, digest_function, root, created, last_build_id, last_build_time, unfinished,"
+            " journal"
+            " FROM output_base ORDER BY id"
+        )
         return [SavedBase(row[0], row[1], row[2], DigestFunction(row[3]), *row[4:]) for row in rows]
 
     def finalized(self, output_base_id: str) -> bytes | None:
@@ -218,7 +215,7 @@ class State:
             else:
                 connection.execute("INSERT OR REPLACE INTO finalized VALUES (?, ?)", (base.id, finalized))
 
-        await self._written(write)
+        await self.written(write)
 
     async def forget(self, output_base_id: str) -> None:
         """Drop a base, durably; fine when there is none. Raises Exhausted or Unavailable."""
@@ -227,7 +224,7 @@ class State:
             connection.execute("DELETE FROM output_base WHERE id = ?", (output_base_id,))
             connection.execute("DELETE FROM finalized WHERE output_base_id = ?", (output_base_id,))
 
-        await self._written(write)
+        await self.written(write)
 
     def use_no_number_below(self, number: int) -> None:
         """Numbers up to there were in use, whatever was written of it."""
@@ -249,10 +246,7 @@ class State:
 
     def pins(self) -> list[tuple[str, bytes]]:
         """Output base and pattern of each. Raises Corrupt or Unavailable."""
-        try:
-            return self._reading_connection.execute("SELECT output_base_id, pattern FROM pin").fetchall()
-        except sqlite3.Error as error:
-            raise failed(error, self._path) from error
+        return [(base, pattern) for base, pattern in self.rows("SELECT output_base_id, pattern FROM pin")]
 
     async def pin(self, output_base_id: str, patterns: Sequence[bytes]) -> None:
         """Keep these, durably; fine when they are there. Raises Exhausted or Unavailable."""
@@ -261,7 +255,7 @@ class State:
             rows = [(output_base_id, pattern) for pattern in patterns]
             connection.executemany("INSERT OR IGNORE INTO pin VALUES (?, ?)", rows)
 
-        await self._written(write)
+        await self.written(write)
 
     async def unpin(self, output_base_id: str, patterns: Sequence[bytes]) -> int:
         """Drop these, or all of the base when there are none; how many that were. Raises Exhausted or Unavailable."""
@@ -272,7 +266,7 @@ class State:
             rows = [(output_base_id, pattern) for pattern in going]
             connection.executemany("DELETE FROM pin WHERE output_base_id = ? AND pattern = ?", rows)
 
-        await self._written(write)
+        await self.written(write)
         return len(going)
 
     # ActionResults of the action cache service
@@ -293,18 +287,15 @@ class State:
             )
 
         # A result that a power cut takes away costs running the action again.
-        await self._written(write, durable=False)
+        await self.written(write, durable=False)
 
     def results(self, after: tuple[str, bytes]) -> list[tuple[str, Digest, bytes]]:
         """Some results by instance and action, from after these on; none at the end. Raises Corrupt or Unavailable."""
-        try:
-            rows = self._reading_connection.execute(
-                "SELECT instance_name, action, result FROM action_result WHERE (instance_name, action) > (?, ?)"
-                f" ORDER BY instance_name, action LIMIT {_SWEPT_AT_ONCE}",
-                after,
-            ).fetchall()
-        except sqlite3.Error as error:
-            raise failed(error, self._path) from error
+        rows = self.rows(
+            "SELECT instance_name, action, result FROM action_result WHERE (instance_name, action) > (?, ?)"
+            f" ORDER BY instance_name, action LIMIT {_SWEPT_AT_ONCE}",
+            after,
+        )
         return [(row[0], Digest(row[1]), row[2]) for row in rows]
 
     async def drop_results(self, results: Sequence[tuple[str, Digest, bytes]]) -> None:
@@ -315,7 +306,24 @@ class State:
                 "DELETE FROM action_result WHERE instance_name = ? AND action = ? AND result = ?", results
             )
 
-        await self._written(write, durable=False)
+        await self.written(write, durable=False)
+
+    # tables of others: their rows are their own business
+
+    def rows(self, query: str, arguments: tuple[object, ...] = ()) -> list[tuple[Any, ...]]:
+        """What a query finds. Raises Corrupt or Unavailable."""
+        try:
+            return self._reading_connection.execute(query, arguments).fetchall()
+        except sqlite3.Error as error:
+            raise failed(error, self._path) from error
+
+    async def written(self, write: Callable[[sqlite3.Connection], object], *, durable: bool = True) -> None:
+        """One transaction; only a `durable` one outlives a power cut for sure. Raises Exhausted or Unavailable."""
+        await self._submitted(self._commit, write, durable)
+
+    def write_soon(self, write: Callable[[sqlite3.Connection], object]) -> None:
+        """The same without waiting. A failure is logged: for what does no harm when it comes back after a restart."""
+        self._writer.submit(self._write_unasked, write)
 
     # what nobody needs any more
 
@@ -357,9 +365,6 @@ class State:
             raise failed(error, self._path) from error
         return row
 
-    async def _written(self, write: Callable[[sqlite3.Connection], None], *, durable: bool = True) -> None:
-        await self._submitted(self._commit, write, durable)
-
     async def _submitted(self, work: Callable[P, T], *arguments: P.args, **named: P.kwargs) -> T:
         # Shielded: whoever asked may leave, but what was begun is not to be dropped from the queue.
         return await asyncio.shield(asyncio.wrap_future(self._writer.submit(work, *arguments, **named)))
@@ -373,6 +378,12 @@ class State:
             self._commit(None, False)
         except OutputdError as error:
             _log.error("cannot keep what was loaded, it stays in memory: %s", error)
+
+    def _write_unasked(self, write: Callable[[sqlite3.Connection], object]) -> None:
+        try:
+            self._commit(write, False)
+        except OutputdError as error:
+            _log.error("cannot be noted, and is looked at again after a restart: %s", error)
 
     def _reserve(self) -> None:
         try:

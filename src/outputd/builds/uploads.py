@@ -11,15 +11,14 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import os
 import time
-from collections.abc import AsyncGenerator, Callable, Collection, Iterable
-from functools import partial
+from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Final
 
 from outputd.builds.leases import Lease, Leases, sent_key
 from outputd.builds.output_base import OutputBase, Upload
 from outputd.builds.pace import Pace
+from outputd.builds.sending import BATCH_BYTES, BLOBS_A_QUESTION, Rate, Sending
 from outputd.digest import Digest
 from outputd.drive.loader import decoding_directory
 from outputd.drive.slices import in_slices
@@ -32,22 +31,13 @@ from outputd.errors import (
     OutputdError,
     Precondition,
     Throttled,
-    Unavailable,
     Unsupported,
 )
 from outputd.store.base import LocalStore, RemoteBlobs
 from outputd.store.batches import batches
-from outputd.store.waiting import in_thread
 
 _log = logging.getLogger(__name__)
 
-_BLOBS_A_QUESTION: Final = 10_000
-"""As many as one call of FindMissingBlobs takes (store/remote/client.py)."""
-_SMALL: Final = 256 << 10
-"""A blob up to this size travels in a batch."""
-_BATCH_BYTES: Final = 2 << 20
-_STRIDE: Final = 256 << 10
-"""Bytes of a large blob that are read, and waited for by the rate, in one go."""
 _RETRY: Final = 60.0
 """Seconds after which an output path is tried again for which the remote did not answer."""
 _REFUSALS: Final = (Denied, Unsupported, Precondition)
@@ -56,26 +46,20 @@ _OF_ONE_BLOB: Final = (NotFound, Corrupt, Invalid, Exhausted)
 """Errors that say nothing of other blobs: it is gone, or larger than the server takes. But for Throttled."""
 
 
-class Rate:
-    """So many bytes in a second, on average; 0: as many as there are."""
+class _Lane:
+    """What goes to one remote."""
 
-    def __init__(self, bytes_per_second: int) -> None:
-        self._rate = bytes_per_second
-        self._free = 0.0
-        """When all that was let through so far has had its time, by time.monotonic()."""
+    __slots__ = ("queue", "rate", "wake")
 
-    async def spend(self, size: int) -> None:
-        """Return when it is the turn of these bytes."""
-        if self._rate:
-            now = time.monotonic()
-            wait = self._free - now
-            self._free = max(self._free, now) + size / self._rate
-            if wait > 0:
-                await asyncio.sleep(wait)
+    def __init__(self, rate: Rate) -> None:
+        self.rate = rate
+        self.queue: dict[OutputBase, float] = {}
+        """With the time, by time.monotonic(), before which it is not tried."""
+        self.wake = asyncio.Event()
 
 
 class Uploads:
-    """A queue of output bases and who works it off, one after the other. Lives on the event loop."""
+    """For each remote a queue of output bases, worked off one after the other. Lives on the event loop."""
 
     def __init__(
         self,
@@ -85,53 +69,61 @@ class Uploads:
         leases: Leases,
         *,
         trusted: int,
-        rate: int,
+        rates: Mapping[str, Rate],
+        remote_of: Callable[[str], str | None] = lambda _: "",
         now: Callable[[], int] = time.time_ns,
     ) -> None:
         """`message` finds the Directory messages that lie here. `trusted`: for how many nanoseconds the remote is believed to have
-        what it was seen to have; `rate`: bytes per second, 0 for no limit; `now` tells nanoseconds since 1970.
+        what it was seen to have; `rates`: of each remote that is to have anything, by its prefix; `remote_of` tells which remote
+        has an instance name; `now` tells nanoseconds since 1970.
         """
         self._remote = remote
         self._local = local
         self._message = message
         self._leases = leases
         self._trusted = trusted
-        self._rate = Rate(rate)
+        self._lanes = {prefix: _Lane(rate) for prefix, rate in rates.items()}
+        self._remote_of = remote_of
         self._now = now
-        self._queue: dict[OutputBase, float] = {}
-        """With the time, by time.monotonic(), before which it is not tried."""
-        self._wake = asyncio.Event()
 
     def ask(self, base: OutputBase) -> None:
         """Its last checkpoint is to be in the remote. What was under way for an earlier one is left."""
-        self._queue[base] = 0.0
-        self._wake.set()
+        lane = self._lane(base)
+        if lane is not None:
+            lane.queue[base] = 0.0
+            lane.wake.set()
 
     async def run(self) -> None:
         """Work until cancelled."""
-        while True:
-            self._wake.clear()
-            now = time.monotonic()
-            base = next((base for base, when in self._queue.items() if when <= now), None)
-            if base is not None:
-                del self._queue[base]
-                await self._upload(base)
-                continue
-            try:
-                async with asyncio.timeout_at(self._next()):
-                    await self._wake.wait()
-            except TimeoutError:
-                pass  # one is to be tried again
+        async with asyncio.TaskGroup() as group:
+            for lane in self._lanes.values():
+                group.create_task(self._work(lane))
 
     # within
 
-    def _next(self) -> float | None:
-        """When there is something to do, by the loop's clock; None: not before somebody asks."""
-        if not self._queue:
-            return None
-        return asyncio.get_running_loop().time() + min(self._queue.values()) - time.monotonic()
+    def _lane(self, base: OutputBase) -> _Lane | None:
+        """None: its remote is to have nothing."""
+        prefix = self._remote_of(base.instance_name)
+        return None if prefix is None else self._lanes.get(prefix)
 
-    async def _upload(self, base: OutputBase) -> None:
+    async def _work(self, lane: _Lane) -> None:
+        while True:
+            lane.wake.clear()
+            now = time.monotonic()
+            base = next((base for base, when in lane.queue.items() if when <= now), None)
+            if base is not None:
+                del lane.queue[base]
+                if self._lane(base) is lane:  # else it has another instance name by now
+                    await self._upload(base, lane)
+                continue
+            again = min(lane.queue.values(), default=None)
+            try:
+                async with asyncio.timeout(None if again is None else again - now):
+                    await lane.wake.wait()
+            except TimeoutError:
+                pass  # one is to be tried again
+
+    async def _upload(self, base: OutputBase, lane: _Lane) -> None:
         progress, sealed = base.upload, base.sealed
         if sealed is None or base.removed:
             return
@@ -139,15 +131,15 @@ class Uploads:
         progress.running = True
         try:
             remote = self._remote.of_instance(base.instance_name) if base.instance_name else self._remote
-            sending = _Sending(
-                remote, base.instance_name, self._local, self._message, self._leases, self._rate, progress
+            tree = _Tree(
+                remote, base.instance_name, self._local, self._message, self._leases, lane.rate, progress
             )
             trusted = self._now() - self._trusted
-            whole = await sending.send(sealed.digest, trusted, self._now, lambda: self._is_left(base))
+            whole = await tree.send(sealed.digest, trusted, self._now, lambda: self._is_left(base, lane))
         except OutputdError as error:
             again = not isinstance(error, _REFUSALS)
             if again:
-                self._queue.setdefault(base, time.monotonic() + _RETRY)
+                lane.queue.setdefault(base, time.monotonic() + _RETRY)
             if progress.error != str(error):
                 then = f"tried again in {_RETRY:g} s" if again else "tried again after the next build"
                 _log.warning("output base %s is not uploaded, %s: %s", base.id, then, error)
@@ -157,12 +149,12 @@ class Uploads:
             progress.running = False
             progress.waiting = 0
             await self._leases.flush()
-        if self._is_left(base):
+        if self._is_left(base, lane):
             return
-        progress.error = sending.error
+        progress.error = tree.error
         blobs, size = progress.blobs - before[0], progress.bytes - before[1]
         if not whole:
-            _log.warning("output base %s is not uploaded as a whole: %s", base.id, sending.error)
+            _log.warning("output base %s is not uploaded as a whole: %s", base.id, tree.error)
         elif progress.root != sealed.digest or blobs:
             progress.root = sealed.digest
             _log.info(
@@ -173,12 +165,12 @@ class Uploads:
                 size,
             )
 
-    def _is_left(self, base: OutputBase) -> bool:
+    def _is_left(self, base: OutputBase, lane: _Lane) -> bool:
         """There is a later checkpoint to be uploaded, or nothing any more."""
-        return base.removed or base in self._queue
+        return base.removed or base in lane.queue or self._lane(base) is not lane
 
 
-class _Sending:
+class _Tree:
     """One root and all below it."""
 
     def __init__(
@@ -196,8 +188,8 @@ class _Sending:
         self._local = local
         self._message = message
         self._leases = leases
-        self._rate = rate
         self._progress = progress
+        self._sending = Sending(remote, local, rate, of_one=_is_of_one_blob, sent=self._sent)
         self._inner: dict[Digest, list[Digest]] = {}
         """The directories that were looked into, with those in them of which it is not known that the remote has them."""
         self._height: dict[Digest, int] = {}
@@ -218,10 +210,10 @@ class _Sending:
         for directory, height in self._height.items():
             levels.setdefault(height, []).append(directory)
         for _, level in sorted(levels.items()):
-            for start in range(0, len(level), _BLOBS_A_QUESTION):
+            for start in range(0, len(level), BLOBS_A_QUESTION):
                 if left():
                     return True
-                await self._send_messages(level[start : start + _BLOBS_A_QUESTION], began)
+                await self._send_messages(level[start : start + BLOBS_A_QUESTION], began)
         return root not in self._lacking
 
     async def _walk(self, root: Digest, trusted: int, left: Callable[[], bool]) -> None:
@@ -247,7 +239,7 @@ class _Sending:
                     stack += ((digest, False) for digest in self._inner[directory])
                     files[directory] = [digest for _, digest, _ in listing.files]
                     count += len(files[directory])
-            if count >= _BLOBS_A_QUESTION or (not stack and files):
+            if count >= BLOBS_A_QUESTION or (not stack and files):
                 await self._send_files(files)
                 files, count = {}, 0
             if pace.due:
@@ -281,91 +273,41 @@ class _Sending:
                 ready.append(directory)
         missing = await self._remote.find_missing(ready)
         self._progress.waiting += len(missing)
-        for some in batches([directory for directory in ready if directory in missing], _BATCH_BYTES):
+        for some in batches([directory for directory in ready if directory in missing], BATCH_BYTES):
             messages: dict[Digest, bytes] = {}
             for directory in some:
                 message = self._read(directory)
                 if message is None:
-                    self._fail(directory, NotFound(f"Directory {directory}: nobody has its message any more"))
+                    gone = NotFound(f"Directory {directory}: nobody has its message any more")
+                    self._fail({directory: gone})
                     self._lacking.add(directory)
                 else:
                     messages[directory] = message
-            self._lacking |= await self._send_batch(messages)
+            failures = await self._sending.batch(messages)
+            self._fail(failures)
+            self._lacking |= set(failures)
         sent = [sent_key(directory) for directory in ready if directory not in self._lacking]
         self._leases.put(self._instance_name, dict.fromkeys(sent, Lease(began, 1)))
         await self._leases.flush()
 
     async def _send_blobs(self, digests: Collection[Digest]) -> set[Digest]:
         """Send blobs of the local store; those that the remote still lacks."""
-        failed: set[Digest] = set()
-        for some in batches((digest for digest in digests if digest.size <= _SMALL), _BATCH_BYTES):
-            here = await in_thread(self._read_all, some)
-            for digest in some:
-                if digest not in here:
-                    self._fail(digest, NotFound(f"blob {digest}: nobody has it any more"))
-                    failed.add(digest)
-            sent_not = await self._send_batch(here)
-            failed |= sent_not
-            await in_thread(self._confirm, [digest for digest in here if digest not in sent_not])
-        for digest in digests:
-            if digest.size > _SMALL:
-                try:
-                    await self._remote.write(digest, partial(self._pieces, digest))
-                except OutputdError as error:
-                    self._fail(digest, error)
-                    failed.add(digest)
-                else:
-                    self._sent([digest])
-                    self._confirm([digest])
-        return failed
-
-    async def _send_batch(self, blobs: dict[Digest, bytes]) -> set[Digest]:
-        """Those that the remote did not take."""
-        if not blobs:
-            return set()
-        await self._rate.spend(sum(map(len, blobs.values())))
-        failures = await self._remote.write_batch(blobs)
-        for digest, error in failures.items():
-            self._fail(digest, error)
-        self._sent([digest for digest in blobs if digest not in failures])
+        failures = await self._sending.blobs(digests)
+        self._fail(failures)
         return set(failures)
 
-    def _fail(self, digest: Digest, error: OutputdError) -> None:
-        """Go on without this one, or raise what befalls all."""
-        if isinstance(error, Throttled) or not isinstance(error, _OF_ONE_BLOB):
-            raise error
-        _log.debug("blob %s is not uploaded: %s", digest, error)
-        self.error = self.error or str(error)
-        self._progress.waiting -= 1
+    def _fail(self, failures: Mapping[Digest, OutputdError]) -> None:
+        """Go on without these."""
+        for digest, error in failures.items():
+            _log.debug("blob %s is not uploaded: %s", digest, error)
+            self.error = self.error or str(error)
+        self._progress.waiting -= len(failures)
 
-    def _sent(self, digests: list[Digest]) -> None:
+    def _sent(self, digests: Sequence[Digest]) -> None:
         self._progress.blobs += len(digests)
         self._progress.bytes += sum(digest.size for digest in digests)
         self._progress.waiting -= len(digests)
 
-    def _confirm(self, digests: list[Digest]) -> None:
-        try:
-            self._local.confirm_remote(digests)
-        except Unavailable as error:
-            _log.warning("a blob stays marked as only here: %s", error)
 
-    def _read_all(self, digests: Iterable[Digest]) -> dict[Digest, bytes]:
-        """Those that are here."""
-        found = {digest: self._local.read(digest) for digest in digests}
-        return {digest: data for digest, data in found.items() if data is not None}
-
-    async def _pieces(self, digest: Digest) -> AsyncGenerator[bytes]:
-        """The bytes of a large blob, as fast as the rate allows."""
-        fd = self._local.open(digest)
-        if fd is None:
-            raise NotFound(f"blob {digest}: nobody has it any more")
-        try:
-            for offset in range(0, digest.size, _STRIDE):
-                await self._rate.spend(min(_STRIDE, digest.size - offset))
-                yield await in_thread(os.pread, fd, _STRIDE, offset)
-        except OSError as error:
-            raise Unavailable(
-                f"blob {digest}: cannot read it from the local store: {error.strerror}"
-            ) from error
-        finally:
-            os.close(fd)
+def _is_of_one_blob(error: OutputdError) -> bool:
+    return isinstance(error, _OF_ONE_BLOB) and not isinstance(error, Throttled)

@@ -12,7 +12,7 @@ from outputd.cli.console import Colour, Console, ExitCode, columns, show_bytes, 
 from outputd.cli.setting_flags import add_setting_flags, load_settings
 
 if TYPE_CHECKING:
-    from outputd.rpc.admin_client import Credential, GetStatusResponse, OutputBase, Remote
+    from outputd.rpc.admin_client import Credential, GetStatusResponse, OfflineQueue, OutputBase, Remote
 
 NAME: Final = "status"
 SUMMARY: Final = "Show what the running daemon mounts, builds and stores."
@@ -136,6 +136,7 @@ def _remote_data(remote: Remote) -> dict[str, object]:
         "healed_blobs": remote.healed_blobs,
         "healed_bytes": remote.healed_bytes,
         "healing": remote.healing,
+        "offline_queue": _queue_data(remote.offline_queue) if remote.HasField("offline_queue") else None,
         "credentials": [
             {
                 "headers": list(known.headers),
@@ -145,6 +146,32 @@ def _remote_data(remote: Remote) -> dict[str, object]:
                 "error": known.error or None,
             }
             for known in remote.credentials
+        ],
+    }
+
+
+def _queue_data(queue: OfflineQueue) -> dict[str, object]:
+    return {
+        "limit_bytes": queue.limit_bytes,
+        "blobs": queue.blobs,
+        "results": queue.results,
+        "bytes": queue.bytes,
+        "oldest": _instant(queue.oldest.seconds) if queue.HasField("oldest") else None,
+        "last_error": queue.last_error or None,
+        "last_error_time": _instant(queue.last_error_time.seconds)
+        if queue.HasField("last_error_time")
+        else None,
+        "brought": queue.brought,
+        "brought_bytes": queue.brought_bytes,
+        "refused": [
+            {
+                "instance_name": refused.instance_name,
+                "blob": refused.blob or None,
+                "action": refused.action or None,
+                "queued": _instant(refused.queued.seconds),
+                "error": refused.error,
+            }
+            for refused in queue.refused
         ],
     }
 
@@ -161,6 +188,8 @@ def _remote_rows(status: GetStatusResponse) -> Iterator[tuple[str, str]]:
         yield "remote", "none; the local store alone"
     for remote in remotes:
         yield f"remote {remote.name}".strip(), _remote_words(remote)
+        if remote.HasField("offline_queue"):
+            yield "", _queue_words(remote.offline_queue)
         for known in remote.credentials:
             yield "", _credential_words(known)
 
@@ -178,6 +207,21 @@ def _remote_words(remote: Remote) -> str:
         text += f"; {show_count(remote.healed_blobs)} blobs that it had lost given back"
     if remote.healing:
         text += f", {show_count(remote.healing)} to go"
+    return text
+
+
+def _queue_words(queue: OfflineQueue) -> str:
+    text = f"offline queue: {show_count(queue.blobs)} blobs and {show_count(queue.results)} action results wait, "
+    text += f"{show_bytes(queue.bytes)} of {show_bytes(queue.limit_bytes)}"
+    if queue.HasField("oldest"):
+        text += f", the oldest since {_instant(queue.oldest.seconds)}"
+    if queue.last_error:
+        text += f"; last error: {queue.last_error}"
+    if queue.brought:
+        text += f"; {show_count(queue.brought)} brought, {show_bytes(queue.brought_bytes)}"
+    if queue.refused:
+        last = queue.refused[-1]
+        text += f"; {show_count(len(queue.refused))} refused (--json lists them), the last: {last.error}"
     return text
 
 

@@ -34,7 +34,8 @@ class ConfiguredRemote:
 
     def route(self, store: RemoteStore) -> Route:
         named = isinstance(self.settings, NamedRemote)
-        return Route(self.prefix, store, self.settings.instance_name if named else None)
+        made_for = self.settings.instance_name
+        return Route(self.prefix, store, made_for if named else None, self.url, made_for)
 
 
 def configured_remotes(config: Config) -> Iterator[ConfiguredRemote]:

@@ -168,7 +168,25 @@ class Remote:
         Key(
             Size(0, 1 << 40),
             "20 MiB",
-            "How many bytes a second `upload_outputs` sends at most, on average; 0: as many as the server takes.",
+            "How many bytes a second `upload_outputs` and `offline_queue` send at most, each on average; 0: as many as the server "
+            "takes.",
+        ),
+    ]
+    offline_queue: Annotated[
+        int,
+        Key(
+            Size(0, 1 << 44),
+            0,
+            "While the server does not answer, how many bytes of uploads (blobs, action results) are acknowledged, kept here and "
+            "brought to it later; 0: none, clients are told UNAVAILABLE. Off, for others may rely on what was acknowledged.",
+        ),
+    ]
+    offline_queue_age: Annotated[
+        float,
+        Key(
+            Seconds(least=60),
+            1_209_600,
+            "How long an upload waits in `offline_queue` at most; then it is given up, with a line in the log.",
         ),
     ]
 

@@ -6,32 +6,30 @@ A client that gets a result does not run the action, so a blob that is missing t
 
 from __future__ import annotations
 
-import asyncio
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import Callable
 from typing import Final, Protocol
 
 import grpc
 from google.protobuf.message import DecodeError
 
 from outputd._proto import remote_execution_pb2 as reapi
+from outputd.builds.write_back import WriteBack
 from outputd.digest import Digest, DigestFunction
-from outputd.errors import Corrupt, Exhausted, Invalid, NotFound, OutputdError, Unavailable
+from outputd.errors import Corrupt, Invalid, NotFound, OutputdError, Unavailable, Unreachable
 from outputd.rpc.capabilities import unreachable
 from outputd.rpc.digests import parse_digest, request_function
-from outputd.rpc.directory_walk import Walked, walk_directories
 from outputd.rpc.edge import Context
 from outputd.rpc.inlined import Inlined
 from outputd.rpc.limits import MESSAGE_LIMIT
 from outputd.rpc.pace import paced
 from outputd.rpc.passing import Passing
 from outputd.rpc.recent_results import RecentResults
+from outputd.rpc.referenced import named_digests, referenced
 from outputd.rpc.resource_name import check_instance_name
 from outputd.store.base import BlobStore
-from outputd.store.marks import Marks
 from outputd.store.remote.relay import Refusal
 
 _METHODS: Final = reapi.DESCRIPTOR.services_by_name["ActionCache"].methods_by_name
-_TREE_LIMIT: Final = 64 * 1024 * 1024
 _PATIENCE: Final = 60.0
 """Seconds for the remote to answer."""
 
@@ -46,21 +44,12 @@ class ActionResults(Protocol):
         """Keep a result in place of an earlier one. Raises Exhausted."""
 
 
-class KeptResults(Protocol):
-    """The same, for whoever goes through all of them."""
-
-    def results(self, after: tuple[str, bytes]) -> list[tuple[str, Digest, bytes]]:
-        """Some results with instance and action, in their order, from after these on; none at the end."""
-
-    async def drop_results(self, results: Sequence[tuple[str, Digest, bytes]]) -> None:
-        """Drop these results, unless they were replaced meanwhile. Raises Exhausted."""
-
-
 class ActionCache:
     """The service.
 
     With a remote it is the remote's cache, for only that one knows what was withdrawn. What the remote gave is answered from here
-    for some minutes, and while it cannot be reached, then only if every blob of the result is here.
+    for some minutes, and while it cannot be reached, then only if every blob of the result is here. With a write-back queue an
+    update that finds no remote waits there; it is answered from there until the remote has it.
     """
 
     def __init__(
@@ -71,8 +60,10 @@ class ActionCache:
         inlined: Inlined,
         *,
         check_results: Callable[[str], bool],
+        queue: WriteBack | None = None,
     ) -> None:
         """`check_results`: whether the remote of an instance is asked for the blobs of what its own action cache answers."""
+        self._queue = queue
         self._check_results = check_results
         self._results = results
         self._store = store
@@ -97,6 +88,8 @@ class ActionCache:
         kept = self._recent.fresh(instance, action)
         if kept is not None:
             return _parsed(kept, action)
+        if (waiting := await self._waiting(instance, action)) is not None:
+            return waiting
         asked = reapi.GetActionResultRequest()
         asked.CopyFrom(request)
         asked.instance_name = self._passing.instance(instance)
@@ -114,7 +107,10 @@ class ActionCache:
                 raise
             try:
                 return await self._complete(self._recent.last(instance, action), instance, action, here=True)
-            except NotFound:
+            except NotFound as unknown:
+                if self._offline(instance, error):
+                    # Not UNAVAILABLE, which clients try again before each action that they then run, only to have it queued.
+                    raise NotFound(f"{unknown}; and {error}") from error
                 raise error from None
         kept = await self._stripped(result, action.function)
         if self._check_results(instance):
@@ -130,7 +126,7 @@ class ActionCache:
         if not request.HasField("action_result"):
             raise Invalid("action_result is not set")
         result = request.action_result
-        async for named in paced(_named_digests(result)):
+        async for named in paced(named_digests(result)):
             for field, message in named:
                 parse_digest(message, action.function, f"action_result.{field}")
         size = result.ByteSize()
@@ -139,6 +135,10 @@ class ActionCache:
         if not self._passing.remote:
             await self._results.put(instance, action, result.SerializeToString(deterministic=True))
             return result
+        asked = request.SerializeToString(deterministic=True)
+        if self._comes_after(instance, action, result):
+            await self._enqueue(instance, action, asked, Unreachable("earlier uploads wait for the remote"))
+            return result
         request.instance_name = self._passing.instance(instance)
         request.digest_function = reapi.DigestFunction.Value.ValueType(action.function)
         try:
@@ -146,12 +146,48 @@ class ActionCache:
                 _METHODS["UpdateActionResult"], request, reapi.ActionResult, context, _PATIENCE, instance
             )
         except OutputdError as error:
-            if not _is_unimplemented(error):
+            if _is_unimplemented(error):
+                await self._results.put(instance, action, result.SerializeToString(deterministic=True))
+            elif unreachable(error) and self._queue is not None and self._queue.takes(instance):
+                await self._enqueue(instance, action, asked, error)
+            else:
                 raise
-            await self._results.put(instance, action, result.SerializeToString(deterministic=True))
             return result
         self._recent.took(instance, action, await self._stripped(taken, action.function))
         return taken
+
+    async def _waiting(self, instance: str, action: Digest) -> reapi.ActionResult | None:
+        """What waits for the remote to have it, if every blob of it is here."""
+        asked = None if self._queue is None else self._queue.request(instance, action)
+        if asked is None:
+            return None
+        result = reapi.UpdateActionResultRequest.FromString(asked).action_result
+        try:
+            return await self._complete(result.SerializeToString(), instance, action, here=True)
+        except NotFound:
+            return None
+
+    def _offline(self, instance: str, error: OutputdError) -> bool:
+        """The remote of an instance was given up, and what is uploaded meanwhile is queued."""
+        return self._queue is not None and self._queue.takes(instance) and isinstance(error, Unreachable)
+
+    def _comes_after(self, instance: str, action: Digest, result: reapi.ActionResult) -> bool:
+        """The remote is still to get an older result of this action, or blobs that this one names."""
+        if self._queue is None:
+            return False
+        if result.output_directories and self._queue.waits(instance):
+            return True
+        named = [parse_digest(message, action.function, field) for field, message in named_digests(result)]
+        return self._queue.waits(instance, named) or self._queue.request(instance, action) is not None
+
+    async def _enqueue(self, instance: str, action: Digest, asked: bytes, why: OutputdError) -> None:
+        """Have an update wait. Raises `why`, and says so, when there is no room for it."""
+        assert self._queue is not None
+        if not await self._queue.keep_result(instance, action, asked):
+            text = f"{why}; {self._queue.limit(instance)}"
+            raise Refusal(why.code, text, why.details) if isinstance(why, Refusal) else type(why)(text)
+        result = reapi.UpdateActionResultRequest.FromString(asked).action_result
+        self._recent.took(instance, action, await self._stripped(result, action.function))
 
     async def _stripped(self, result: reapi.ActionResult, function: DigestFunction) -> bytes:
         """A result without the contents that are inlined in it, which go to the local store."""
@@ -170,14 +206,14 @@ class ActionCache:
         store = self._store.of_instance(instance)
         try:
             result = _parsed(kept, action)
-            referenced = {digest async for digest in _referenced(result, action.function, store)}
+            named = {digest async for digest in referenced(result, action.function, store)}
         except (DecodeError, Corrupt, Invalid, NotFound) as error:
             raise NotFound(f"action {action}: its result cannot be used any more: {error}") from error
         except Unavailable as error:
             if not here:
                 raise
             raise NotFound(f"action {action}: a directory of its result is not here: {error}") from error
-        missing = store.local.missing(referenced) if here else await store.find_missing(referenced)
+        missing = store.local.missing(named) if here else await store.find_missing(named)
         if missing:
             some = ", ".join(sorted(map(str, missing))[:3])
             raise NotFound(f"action {action}: {len(missing)} blobs of its result are gone: {some}")
@@ -195,99 +231,6 @@ def _parsed(kept: bytes, action: Digest) -> reapi.ActionResult:
         raise Corrupt(f"action {action}: what is kept is no ActionResult: {error}") from error
 
 
-class ReferencedResults:
-    """What kept results name, for a store that is the whole CAS and wants to know what it may evict (builds/collection.py)."""
-
-    def __init__(self, results: KeptResults, here: BlobStore) -> None:
-        """`here` asks no remote."""
-        self._results = results
-        self._here = here
-
-    async def mark(self, marks: Marks, is_here: Callable[[Digest], bool]) -> None:
-        """Mark the blobs of every result that can still be answered, and drop the others. Raises Unavailable or Exhausted."""
-        after = ("", b"")
-        while some := self._results.results(after):
-            useless = []
-            for kept in some:
-                try:
-                    result = reapi.ActionResult.FromString(kept[2])
-                    named = {digest async for digest in _referenced(result, kept[1].function, self._here)}
-                except (DecodeError, Corrupt, Exhausted, Invalid, NotFound):
-                    useless.append(kept)
-                    continue
-                if not all(map(is_here, named)):
-                    useless.append(kept)
-                    continue
-                for digest in named:
-                    marks.add(digest)
-                await asyncio.sleep(0)
-            if useless:
-                await self._results.drop_results(useless)
-            after = some[-1][:2]
-
-
-async def _referenced(
-    result: reapi.ActionResult, function: DigestFunction, store: BlobStore
-) -> AsyncIterator[Digest]:
-    """Every blob that somebody who uses the result may ask for."""
-    async for named in paced(_named_digests(result)):
-        for field, message in named:
-            yield parse_digest(message, function, field)
-    for directory in result.output_directories:
-        if directory.HasField("tree_digest"):
-            tree = parse_digest(directory.tree_digest, function, "tree_digest")
-            async for digest in _in_tree(tree, store):
-                yield digest
-        if directory.HasField("root_directory_digest"):
-            root = parse_digest(directory.root_directory_digest, function, "root_directory_digest")
-            async for digest in _below(root, store):
-                yield digest
-
-
-async def _in_tree(digest: Digest, store: BlobStore) -> AsyncIterator[Digest]:
-    """The files of a Tree. Its directories are part of it and need not be blobs."""
-    if digest.size > _TREE_LIMIT:
-        raise Invalid(f"tree {digest}: larger than {_TREE_LIMIT} bytes")
-    tree = reapi.Tree.FromString(await store.read(digest))
-    async for directories in paced([tree.root, *tree.children]):
-        for directory in directories:
-            async for file in _files(directory, digest):
-                yield file
-
-
-async def _below(root: Digest, store: BlobStore) -> AsyncIterator[Digest]:
-    """The directories below a root, each a blob of its own, and their files."""
-    async for found in walk_directories(store, root):
-        if not isinstance(found, Walked):
-            raise NotFound(f"directory {found} below {root} is gone")
-        yield found.digest
-        async for file in _files(found.directory, found.digest):
-            yield file
-
-
 def _action(instance: str, message: reapi.Digest, function: int) -> Digest:
     check_instance_name(instance)
     return parse_digest(message, request_function(function, [message]), "action_digest")
-
-
-def _named_digests(result: reapi.ActionResult) -> list[tuple[str, reapi.Digest]]:
-    """The digests in the result itself, each with the name of its field."""
-    named = [(f"output_files[{index}].digest", file.digest) for index, file in enumerate(result.output_files)]
-    for index, directory in enumerate(result.output_directories):
-        if directory.HasField("root_directory_digest"):
-            named.append(
-                (f"output_directories[{index}].root_directory_digest", directory.root_directory_digest)
-            )
-        if directory.HasField("tree_digest") or not directory.HasField("root_directory_digest"):
-            named.append((f"output_directories[{index}].tree_digest", directory.tree_digest))
-    if result.HasField("stdout_digest"):
-        named.append(("stdout_digest", result.stdout_digest))
-    if result.HasField("stderr_digest"):
-        named.append(("stderr_digest", result.stderr_digest))
-    return named
-
-
-async def _files(directory: reapi.Directory, place: Digest) -> AsyncIterator[Digest]:
-    async for nodes in paced(directory.files):
-        for node in nodes:
-            yield parse_digest(node.digest, place.function, f"directory in {place}, file {node.name!r}")

@@ -14,6 +14,7 @@ from outputd._proto import admin_pb2
 from outputd.builds.builds import Builds
 from outputd.builds.collection import Collection, Report, Wish
 from outputd.builds.output_base import Obtainable, Upload
+from outputd.builds.queue_lane import QueueFacts
 from outputd.builds.verification import Count, Tally, Verification
 from outputd.errors import Invalid
 from outputd.rpc.edge import Context, outcome
@@ -55,6 +56,8 @@ class RemoteFacts:
     healing: int = 0
     """Blobs that wait for that."""
     credentials: Sequence[CredentialFacts] = ()
+    queue: QueueFacts | None = None
+    """Uploads that wait until it answers."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -235,6 +238,8 @@ def _describe_remote(reply: admin_pb2.Remote, remote: RemoteFacts) -> None:
         )
         if known.expires is not None:
             told.expires.FromMilliseconds(int(known.expires * 1000))
+    if remote.queue is not None:
+        _describe_queue(reply, remote.queue)
     if remote.reached is not None:
         reply.state = admin_pb2.Remote.REACHABLE if remote.reached else admin_pb2.Remote.FAILING
     if remote.unanswered_since is not None:
@@ -242,6 +247,32 @@ def _describe_remote(reply: admin_pb2.Remote, remote: RemoteFacts) -> None:
         reply.unanswered_since.FromMilliseconds(int(remote.unanswered_since * 1000))
     if remote.last_error_time:
         reply.last_error_time.FromMilliseconds(int(remote.last_error_time * 1000))
+
+
+def _describe_queue(reply: admin_pb2.Remote, queue: QueueFacts) -> None:
+    if not (queue.limit or queue.oldest or queue.brought or queue.refused):
+        return
+    told = reply.offline_queue
+    told.limit_bytes = queue.limit
+    told.blobs = queue.blobs
+    told.results = queue.results
+    told.bytes = queue.bytes
+    told.brought = queue.brought
+    told.brought_bytes = queue.brought_bytes
+    if queue.oldest is not None:
+        told.oldest.FromNanoseconds(queue.oldest)
+    if queue.error:
+        told.last_error = queue.error
+        told.last_error_time.FromNanoseconds(queue.error_time)
+    for row in queue.refused:
+        digest = f"{row.key.digest.hash_hex}/{row.key.digest.size}"
+        refused = told.refused.add(
+            instance_name=row.key.instance_name,
+            blob="" if row.key.is_result else digest,
+            action=digest if row.key.is_result else "",
+            error=row.refused or "",
+        )
+        refused.queued.FromNanoseconds(row.queued)
 
 
 def _describe_obtainable(reply: admin_pb2.Obtainable, known: Obtainable) -> None:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import time
 from collections import OrderedDict
+from collections.abc import Callable
 from typing import Final
 
 import grpc
@@ -38,8 +39,11 @@ _INSTANCES: Final = 100
 class RemoteCapabilities:
     """What the remote says of itself, by instance."""
 
-    def __init__(self, passing: Passing) -> None:
+    def __init__(self, passing: Passing, works_without: Callable[[str], bool] = lambda _: False) -> None:
+        """`works_without` tells the instances whose clients are served though the remote has never answered: as by a plain CAS, for
+        what they upload is queued."""
         self._passing = passing
+        self._works_without = works_without
         self._answers: OrderedDict[str, tuple[float, reapi.ServerCapabilities]] = OrderedDict()
         """With the time they came."""
 
@@ -62,7 +66,7 @@ class RemoteCapabilities:
         except OutputdError as error:
             if isinstance(error, Refusal) and error.code is grpc.StatusCode.UNIMPLEMENTED:
                 return None
-            if known is not None and unreachable(error):
+            if unreachable(error) and (known is not None or self._works_without(instance)):
                 return known
             raise
         self._answers[instance] = time.monotonic(), answer

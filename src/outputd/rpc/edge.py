@@ -46,6 +46,8 @@ CODES: Final[Mapping[type[errors.OutputdError], grpc.StatusCode]] = {
     errors.Throttled: grpc.StatusCode.RESOURCE_EXHAUSTED,
     errors.TooLarge: grpc.StatusCode.INVALID_ARGUMENT,
     errors.Denied: grpc.StatusCode.PERMISSION_DENIED,
+    # Not UNAUTHENTICATED: Bazel would ask its own credential helper for others, and it is not the client who is not proven.
+    errors.Unproven: grpc.StatusCode.PERMISSION_DENIED,
     errors.Refused: grpc.StatusCode.FAILED_PRECONDITION,
     errors.Unsupported: grpc.StatusCode.UNIMPLEMENTED,
 }

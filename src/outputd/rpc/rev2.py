@@ -13,6 +13,7 @@ from outputd._proto import (
     remote_execution_pb2,
     remote_logstream_pb2,
 )
+from outputd.builds.write_back import WriteBack
 from outputd.rpc.action_cache import ActionCache, ActionResults
 from outputd.rpc.assets import Fetch, Push
 from outputd.rpc.byte_stream import ByteStream
@@ -33,14 +34,15 @@ def rev2_services(
     passing: Passing,
     *,
     check_results: Callable[[str], bool],
+    queue: WriteBack | None = None,
 ) -> list[tuple[ServiceDescriptor, object]]:
     """Each with its descriptor. Those that need a remote are there without one, too, and say so."""
-    remote = RemoteCapabilities(passing)
+    remote = RemoteCapabilities(passing) if queue is None else RemoteCapabilities(passing, queue.takes)
     inlined = Inlined(store.local)
     services: list[object] = [
         ContentAddressableStorage(store, Chunks(store, passing, remote)),
         byte_stream,
-        ActionCache(results, store, passing, inlined, check_results=check_results),
+        ActionCache(results, store, passing, inlined, check_results=check_results, queue=queue),
         Capabilities(remote),
         Execution(passing, inlined),
         Operations(passing),

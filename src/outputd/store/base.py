@@ -76,6 +76,10 @@ class LocalStore(Protocol):
     def confirm_remote(self, digests: Collection[Digest]) -> None:
         """A remote was seen to have these blobs: those that are here may be evicted, they can be fetched. Raises Unavailable."""
 
+    def retain(self, digests: Collection[Digest]) -> set[Digest]:
+        """No remote is relied on to have these until `confirm_remote`: they count as local-only. Returns those that are not here;
+        the empty blob always is. Raises Unavailable."""
+
     def missing(self, digests: Collection[Digest]) -> set[Digest]:
         """Those of `digests` that are not here. What is here is not evicted for as long as the store keeps what is unreferenced."""
 

@@ -189,6 +189,26 @@ class DiskStore:
             except OSError as error:
                 raise self.failed(error, "mark", path) from error
 
+    def retain(self, digests: Collection[Digest]) -> set[Digest]:
+        absent: set[Digest] = set()
+        for digest in digests:
+            if self.layout.standing(digest) is not None:
+                continue
+            if not self.has(digest):
+                absent.add(digest)
+                continue
+            path = self.layout.path(digest)
+            try:
+                with self._lock:  # `evict` takes none whose mode has changed since it was looked at
+                    if not os.stat(path).st_mode & LOCAL_ONLY:
+                        self._disk.chmod(path, BLOB_MODE | LOCAL_ONLY)
+                        self.tally.changed(path, Entry(digest.size, False), Entry(digest.size, True))
+            except FileNotFoundError:
+                absent.add(digest)
+            except OSError as error:
+                raise self.failed(error, "mark", path) from error
+        return absent
+
     def usage(self) -> Usage:
         try:
             room = os.statvfs(self.layout.root)

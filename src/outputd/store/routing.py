@@ -32,6 +32,10 @@ class Route:
     instance_name: str | None
     """What stands at the remote in place of the prefix. None: names are the remote's own, and what carries none means the one
     that `remote` was made for."""
+    server: str = ""
+    """What tells its server from others: the URL."""
+    made_for: str = ""
+    """The instance name that `remote` was made for."""
 
     def called(self, name: str) -> str:
         """What the remote calls an instance that this route serves; empty: the one that `remote` was made for."""
@@ -56,12 +60,24 @@ class Routes:
 
     def route(self, name: str) -> Route | None:
         """The one that serves an instance."""
-        prefix = longest(self._routes, name)
+        prefix = self.prefix(name)
         return None if prefix is None else self._routes[prefix]
 
     def of_instance(self, name: str) -> RemoteBlobs:
         route = self.route(name)
         return Unserved(self.refusal(name)) if route is None else route.of_instance(name)
+
+    def prefix(self, name: str) -> str | None:
+        """Which remote that is, by its prefix; None when no route serves it."""
+        return longest(self._routes, name)
+
+    def place(self, name: str) -> str:
+        """Names the server and the instance there that an instance name stands for: two names of one place have the same blobs, and
+        what is known of one place says nothing of another."""
+        route = self.route(name)
+        if route is None:
+            return f"\n{name}"
+        return f"{route.server}\n{route.called(name) or route.made_for}"
 
     def refusal(self, name: str) -> Invalid:
         """Of an instance name that no route serves."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -11,13 +12,15 @@ import pytest
 from outputd.builds.leases import Lease, Leases, files_key, subtree_key
 from outputd.digest import Digest, DigestFunction
 from outputd.disk.disk import RealDisk
+from outputd.store.remote import RemoteStore
+from outputd.store.routing import Route, Routes
 
 DISK = RealDisk()
 A, B, C = b"a", b"b", b"c"
 
 
-def opened(path: Path, remote: str = "grpc://one", boot: str = "boot 1") -> Leases:
-    return Leases(str(path), remote, DISK, boot=lambda: boot)
+def opened(path: Path, boot: str = "boot 1", place: Callable[[str], str] = str) -> Leases:
+    return Leases(str(path), place, DISK, boot=lambda: boot)
 
 
 def test_keys_tell_content_attributes_and_trees_apart() -> None:
@@ -87,16 +90,39 @@ def test_a_crash_keeps_them_and_a_power_cut_does_not(tmp_path: Path) -> None:
     asyncio.run(run())
 
 
-def test_each_remote_has_its_own(tmp_path: Path) -> None:
+def test_they_are_of_a_place_whatever_it_is_called(tmp_path: Path) -> None:
+    def routes(second: str) -> Callable[[str], str]:
+        stores = [RemoteStore("unix:/nobody", "main") for _ in range(2)]
+        return Routes(
+            [
+                Route("", stores[0], None, "grpc://one", "main"),
+                Route("team", stores[1], "", second),
+            ]
+        ).place
+
     async def run() -> None:
-        one, two = opened(tmp_path), opened(tmp_path, "grpc://two")
-        one.put("", {A: Lease(1, 1)})
-        await one.flush()
-        assert two.get("", [A]) == {}
-        await one.close()
-        await two.close()
+        leases = opened(tmp_path, place=routes("grpc://two"))
+        leases.put("main", {A: Lease(1, 1)})
+        leases.put("team/main", {B: Lease(2, 2)})
+        assert leases.get("", [A, B]) == {A: Lease(1, 1)}
+        assert leases.get("team/main", [A, B]) == {B: Lease(2, 2)}
+        assert leases.get("team", [A, B]) == leases.get("other", [A, B]) == {}
+        leases.drop("team/main", [A])
+        await leases.close()
+        moved = opened(tmp_path, place=routes("grpc://elsewhere"))
+        assert moved.get("main", [A]) == {A: Lease(1, 1)}
+        assert moved.get("team/main", [A, B]) == {}
+        await moved.close()
 
     asyncio.run(run())
+
+
+def test_those_of_an_earlier_outputd_are_gone(tmp_path: Path) -> None:
+    old = [tmp_path / f"leases-0123456789abcdef.db{suffix}" for suffix in ("", "-wal", "-shm")]
+    for path in (*old, tmp_path / "leases-mine.db"):
+        path.write_bytes(b"")
+    asyncio.run(opened(tmp_path).close())
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["leases-mine.db", "leases.db"]
 
 
 @pytest.mark.parametrize("damage", ["garbage", "format", "foreign"])
@@ -109,7 +135,7 @@ def test_what_cannot_be_read_is_begun_anew(
         leases = opened(tmp_path)
         leases.put("", {A: Lease(1, 1)})
         await leases.close()
-        (path,) = tmp_path.glob("leases-*.db")
+        (path,) = tmp_path.glob("leases.db")
         if damage == "garbage":
             path.write_bytes(b"garbage" * 1000)
         else:

@@ -511,9 +511,10 @@ def test_what_the_remote_lost_and_we_hold_stays_and_is_uploaded(tmp_path: Path) 
             w.cas.lost = {held, made, A}
             await w.start("b2")
             assert await w.listing() == {"d/": None, "d/held": held, "made": made}
-            await until(lambda: w.healing.healed)
+            await until(lambda: w.healing.of("").blobs)
             assert w.cas.uploaded == [held]  # what was made here was never there
-            assert (w.healing.healed, w.healing.healed_bytes, w.healing.waiting) == (1, 12, 0)
+            healed = w.healing.of("")
+            assert (healed.blobs, healed.bytes, len(healed.queue)) == (1, 12, 0)
             healing.cancel()
 
     asyncio.run(run())

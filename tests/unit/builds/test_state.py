@@ -16,6 +16,7 @@ from pathlib import Path
 import pytest
 
 from outputd.builds.database import FORMAT
+from outputd.builds.queued_rows import Key, QueuedRows, Row
 from outputd.builds.state import SavedBase, State
 from outputd.digest import Digest, DigestFunction
 from outputd.disk.disk import RealDisk
@@ -312,6 +313,24 @@ def test_the_state_of_somebody_else_is_refused(tmp_path: Path, monkeypatch: pyte
     assert os.listdir(tmp_path / "state") == []
 
 
+def test_the_queue_has_room_in_an_older_database(tmp_path: Path) -> None:
+    asyncio.run(_made(tmp_path))
+    with _edited(tmp_path) as connection:
+        for table in ("queued_blob", "queued_result"):
+            connection.execute(f"DROP TABLE {table}")
+        connection.execute("PRAGMA user_version=3")
+
+    async def migrated() -> None:
+        state = _state(tmp_path)
+        assert QueuedRows(state).all() == []
+        key = Key("main", Digest.of(DigestFunction.SHA256, b"action"), is_result=True)
+        await QueuedRows(state).add_result(Row(key, 7, 1, None), b"request")
+        assert QueuedRows(state).request(key) == b"request"
+        await state.close()
+
+    asyncio.run(migrated())
+
+
 def test_pins_outlive_a_restart_and_older_databases_get_room_for_them(tmp_path: Path) -> None:
     async def first() -> None:
         state = _state(tmp_path)
@@ -336,6 +355,7 @@ def test_pins_outlive_a_restart_and_older_databases_get_room_for_them(tmp_path: 
     asyncio.run(first())
     asyncio.run(second())
     with _edited(tmp_path) as connection:
-        connection.execute("DROP TABLE pin")
+        for table in ("pin", "queued_blob", "queued_result"):
+            connection.execute(f"DROP TABLE {table}")
         connection.execute("PRAGMA user_version=2")
     asyncio.run(third())

@@ -11,7 +11,8 @@ import pytest
 
 from outputd._proto import remote_execution_pb2 as reapi
 from outputd.builds.output_base import OutputBase
-from outputd.builds.uploads import Rate, Uploads
+from outputd.builds.sending import Rate
+from outputd.builds.uploads import Uploads
 from outputd.digest import Digest
 from outputd.errors import Denied, Exhausted, OutputdError, Throttled, Unreachable
 from outputd.store.base import RemoteAbilities
@@ -86,7 +87,13 @@ class Uploading:
         self.w = w
         self.remote = remote
         self.uploads = Uploads(
-            remote, w.store, w.state.directory, w.leases, trusted=3600 * SECOND, rate=0, now=w.now
+            remote,
+            w.store,
+            w.state.directory,
+            w.leases,
+            trusted=3600 * SECOND,
+            rates={"": Rate(0)},
+            now=w.now,
         )
 
     @property
@@ -108,7 +115,7 @@ class Uploading:
         self.uploads.ask(self.base)
         async with asyncio.TaskGroup() as tasks:
             task = tasks.create_task(self.uploads.run())
-            queue = self.uploads._queue
+            queue = self.uploads._lanes[""].queue
             await until(lambda: queue.get(self.base, 1.0) and not self.base.upload.running)
             task.cancel()
 
@@ -225,7 +232,7 @@ def test_a_failure_of_all_is_told_once_and_a_refusal_is_final(
             await u.build(TREE)
             u.remote.refused[Digest.of(SHA256, b"one")] = error
             await u.upload()
-            assert (u.base in u.uploads._queue) is again
+            assert (u.base in u.uploads._lanes[""].queue) is again
             await u.upload()
             assert u.base.upload.error == str(error)
             u.remote.refused.clear()
@@ -246,7 +253,7 @@ def test_a_later_checkpoint_and_a_clean_end_what_is_under_way(tmp_path: Path) ->
             u.uploads.ask(base)
             async with asyncio.TaskGroup() as tasks:
                 task = tasks.create_task(u.uploads.run())
-                await until(lambda: not u.uploads._queue)
+                await until(lambda: not u.uploads._lanes[""].queue)
                 task.cancel()
             assert u.remote.asked == []
 
@@ -289,3 +296,36 @@ def test_the_rate_is_kept_on_average(monkeypatch: pytest.MonkeyPatch) -> None:
 
     asyncio.run(run())
     assert slept == [0.5] * 4
+
+
+def test_each_remote_has_its_own_queue(tmp_path: Path) -> None:
+    async def run() -> None:
+        async with uploading(tmp_path) as u:
+            gone: dict[str, str | None] = {"main": "team"}
+            u.uploads = Uploads(
+                u.remote,
+                u.w.store,
+                u.w.state.directory,
+                u.w.leases,
+                trusted=3600 * SECOND,
+                rates={"": Rate(0), "team": Rate(0)},
+                remote_of=lambda name: gone.get(name),
+            )
+            await u.build(TREE)
+            for prefix in ("nobody's", None):
+                gone["main"] = prefix
+                u.uploads.ask(u.base)  # that remote is to have nothing
+            assert not any(lane.queue for lane in u.uploads._lanes.values())
+            gone["main"] = "team"
+            u.uploads.ask(u.base)
+            assert [lane.queue for lane in u.uploads._lanes.values()] == [{}, {u.base: 0.0}]
+            gone["main"] = ""  # another build has come meanwhile, for another remote
+            async with asyncio.TaskGroup() as tasks:
+                task = tasks.create_task(u.uploads.run())
+                await until(lambda: not u.uploads._lanes["team"].queue)
+                assert not u.remote.asked
+                u.uploads.ask(u.base)
+                await until(lambda: u.base.upload.root)
+                task.cancel()
+
+    asyncio.run(run())

@@ -155,7 +155,7 @@ class World:
         )
         self.loader = Loader(self.state, self.cas, tasks, max_tree_bytes=1 << 20, timeout=timeout)
         self.reaper = Reaper(self.tree, self.content)
-        self.leases = Leases(f"{path}/cache", "remote", self.disk)
+        self.leases = Leases(f"{path}/cache", str, self.disk)
         self.healing = Healing(self.cas)
         self.presence = Presence(
             self.loader,

@@ -223,6 +223,24 @@ class TestDaemon:
         assert verdicts(daemon_checks.daemon_at(TcpAddress("0.0.0.0", 1), "/m", {}))[0] == ("listen", "warn")
 
 
+def test_uploads_that_wait_for_long_or_are_refused() -> None:
+    def told(now: float) -> list[tuple[str, str]]:
+        return [(found.reason, found.verdict.value) for found in daemon_checks.offline_queues(status, now)]
+
+    status = GetStatusResponse()
+    assert told(0) == []
+    queue = status.remotes.add(name="team", url="grpc://t").offline_queue
+    queue.blobs, queue.results, queue.last_error = 3, 1, "away"
+    queue.oldest.FromSeconds(1_800_000_000)
+    assert told(1_800_000_000 + 23 * 3600) == []
+    assert told(1_800_000_000 + 25 * 3600) == [
+        ("4 uploads have waited for grpc://t for up to 25 hours: away", "warn")
+    ]
+    queue.ClearField("oldest")
+    queue.refused.add(error="read only")
+    assert told(0) == [("1 uploads were set aside, grpc://t refuses them: read only", "warn")]
+
+
 class TestRemote:
     def check(self, **variables: str) -> list[Finding]:
         environ = {"HOME": "/home/ed"} | {

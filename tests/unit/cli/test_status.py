@@ -89,6 +89,7 @@ def test_programs(outputd: Commands, daemon: GetStatusResponse) -> None:
         "healed_blobs": 0,
         "healed_bytes": 0,
         "healing": 0,
+        "offline_queue": None,
         "credentials": [],
     }
     assert data["output_bases"] == [
@@ -128,6 +129,35 @@ def test_json_has_every_field_of_the_message(outputd: Commands, daemon: GetStatu
         message = getattr(daemon, name) if name else daemon
         assert set(shown) == {renamed.get(field.name, field.name) for field in message.DESCRIPTOR.fields}
     assert set(data["output_bases"][0]) == set(daemon.output_bases[0].DESCRIPTOR.fields_by_name)
+
+
+def test_what_waits_for_a_remote(outputd: Commands, daemon: GetStatusResponse) -> None:
+    daemon.remote.url = "grpc://h:1"
+    queue = daemon.remote.offline_queue
+    queue.limit_bytes = 1 << 30
+    assert outputd("status").out.splitlines()[6].strip() == (
+        "offline queue: 0 blobs and 0 action results wait, 0 B of 1 GiB"
+    )
+    queue.blobs, queue.results, queue.bytes, queue.last_error = 12, 1, 1 << 20, "away"
+    queue.brought, queue.brought_bytes = 3, 1 << 10
+    queue.oldest.FromSeconds(1_800_000_000)
+    refused = queue.refused.add(instance_name="main", action="abc/1", error="read only")
+    refused.queued.FromSeconds(1_800_000_000)
+    assert outputd("status").out.splitlines()[6].strip() == (
+        "offline queue: 12 blobs and 1 action results wait, 1 MiB of 1 GiB, the oldest since 2027-01-15T08:00:00Z; "
+        "last error: away; 3 brought, 1 KiB; 1 refused (--json lists them), the last: read only"
+    )
+    shown = json.loads(outputd("status", "--json").out)["remote"]["offline_queue"]
+    assert set(shown) == {field.name for field in queue.DESCRIPTOR.fields}
+    assert shown["refused"] == [
+        {
+            "instance_name": "main",
+            "blob": None,
+            "action": "abc/1",
+            "queued": "2027-01-15T08:00:00Z",
+            "error": "read only",
+        }
+    ]
 
 
 def test_the_second_address_answers(outputd: Commands, daemon: GetStatusResponse, tmp_path: Path) -> None:

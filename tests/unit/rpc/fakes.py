@@ -63,6 +63,9 @@ class FakeLocal:
     def writer(self, digest: Digest, *, local_only: bool = False) -> BlobWriter:
         return FakeWriter(self, digest)
 
+    def retain(self, digests: Collection[Digest]) -> set[Digest]:
+        return self.missing(digests)
+
     def confirm_remote(self, digests: Collection[Digest]) -> None:
         raise NotImplementedError
 

@@ -1,20 +1,29 @@
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable, Sequence
+from contextlib import AbstractAsyncContextManager, nullcontext
 
 import grpc
 import pytest
 import uvloop
 
 from outputd._proto import remote_execution_pb2 as reapi
+from outputd.builds.write_back import WriteBack
 from outputd.digest import Digest, empty_digest
-from outputd.errors import Denied, Exhausted, Invalid, NotFound, Unavailable
+from outputd.errors import (
+    Denied,
+    Exhausted,
+    Invalid,
+    NotFound,
+    Unavailable,
+)
 from outputd.rpc import recent_results
-from outputd.rpc.action_cache import ActionCache, ReferencedResults
+from outputd.rpc.action_cache import ActionCache
 from outputd.rpc.client import Stub
 from outputd.rpc.digests import digest_message
 from outputd.rpc.inlined import Inlined
 from outputd.rpc.limits import MESSAGE_LIMIT
+from outputd.rpc.referenced import ReferencedResults
 from outputd.rpc.services import service_handler
 from outputd.store.marks import Marks
 from tests.unit.rpc.fakes import SHA256, FakeStore
@@ -46,15 +55,17 @@ def with_cache(
     results: FakeResults | None = None,
     played: PlayedRemote | None = None,
     check_results: bool = False,
+    queue: Callable[[], AbstractAsyncContextManager[WriteBack | None]] = nullcontext,
 ) -> None:
     async def main() -> None:
-        async with passing_to(played, "settings") as passing:
+        async with passing_to(played, "settings") as passing, queue() as waiting:
             cache = ActionCache(
                 results or FakeResults(),
                 store,
                 passing,
                 Inlined(store.local),
                 check_results=lambda _: check_results,
+                queue=waiting,
             )
             async with served(service_handler(SERVICE, cache)) as channel:
                 await use(Stub(channel, SERVICE))

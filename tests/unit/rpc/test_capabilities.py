@@ -113,6 +113,23 @@ def test_the_last_answer_holds_while_the_remote_is_away(monkeypatch: pytest.Monk
     uvloop.run(main())
 
 
+def test_where_uploads_are_queued_a_remote_that_never_answered_is_a_plain_cas() -> None:
+    played = PlayedRemote()
+    played.answers["GetCapabilities"] = Refused(grpc.StatusCode.UNAVAILABLE, "away")
+
+    async def main() -> None:
+        async with passing_to(played) as passing:
+            remote = RemoteCapabilities(passing, lambda name: name == "main")
+            assert await asked(remote, "main") == ours
+            with pytest.raises(Unavailable, match="away"):
+                await asked(remote, "other")
+            played.answers["GetCapabilities"] = plain_cache()
+            assert await asked(remote, "main") != ours
+
+    ours = ask()
+    uvloop.run(main())
+
+
 def telling(told: reapi.ServerCapabilities) -> PlayedRemote:
     played = PlayedRemote()
     played.answers["GetCapabilities"] = told

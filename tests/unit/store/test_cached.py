@@ -13,7 +13,7 @@ import pytest
 from outputd._proto import remote_execution_pb2 as reapi
 from outputd.digest import Digest, DigestFunction, empty_digest
 from outputd.disk.disk import RealDisk
-from outputd.errors import Corrupt, Denied, Exhausted, NotFound, OutputdError, Unavailable
+from outputd.errors import Corrupt, Exhausted, NotFound, OutputdError, Unavailable, Unproven
 from outputd.store.base import BlobStore
 from outputd.store.cached import CachedStore
 from outputd.store.disk_store import DiskStore
@@ -240,7 +240,7 @@ class TestFailures:
                 fake.fail(method, Fault(code=grpc.StatusCode.UNAUTHENTICATED))
                 async with asyncio.TaskGroup() as group:
                     tasks = [group.create_task(outcome(store, digest)) for _ in range(3)]
-                assert [type(task.result()) for task in tasks] == [Denied] * 3
+                assert [type(task.result()) for task in tasks] == [Unproven] * 3
                 assert fake.calls.count(method) == 1
 
         run(test)

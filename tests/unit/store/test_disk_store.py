@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import hashlib
 import itertools
+import math
 import os
 import subprocess
 import sys
@@ -275,6 +276,23 @@ def test_what_only_we_have_is_marked_until_a_remote_has_it(store: DiskStore, tmp
     assert mode(tmp_path, two) == 0o444
     assert store.usage().local_only_blobs == 0
     assert store.usage().blobs == 2
+
+
+def test_what_is_retained_counts_as_only_here_until_a_remote_has_it(store: DiskStore, tmp_path: Path) -> None:
+    two, empty = Digest.of(DigestFunction.SHA256, b"two"), Digest.of(DigestFunction.SHA256, b"")
+    store.put(ONE, b"one")
+    store.count()
+    ((found,),) = [fan for fan in store.walk() if fan]
+    assert store.retain([ONE, two, empty]) == {two}
+    assert store.retain([ONE]) == set()
+    assert mode(tmp_path, ONE) == 0o1444
+    assert (store.usage().local_only_blobs, store.usage().local_only_bytes) == (1, 3)
+    assert not store.evict(found, math.inf), "it was looked at before it was retained"
+    assert not store.forget(ONE)
+    store.confirm_remote([ONE])
+    assert store.usage().local_only_blobs == 0
+    assert store.forget(ONE)
+    assert store.retain([ONE]) == {ONE}
 
 
 @pytest.mark.parametrize(("hours", "noted"), [(2, True), (0.5, False)])

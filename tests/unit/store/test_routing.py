@@ -100,3 +100,21 @@ def test_a_name_that_nobody_serves_says_which_are_served() -> None:
         await routes.close()
 
     run(test)
+
+
+def test_a_place_is_the_server_and_what_it_calls_the_instance() -> None:
+    store = RemoteStore("unix:/nobody", "main")
+    routes = Routes(
+        [
+            Route("", store, None, "grpc://one", "main"),
+            Route("a", store, "", "grpc://two"),
+            Route("b", store, "", "grpc://two"),
+        ]
+    )
+    assert routes.place("") == routes.place("main") == "grpc://one\nmain"
+    assert routes.place("a/main") == routes.place("b/main") == "grpc://two\nmain"
+    assert len({routes.place(name) for name in ("", "other", "a", "a/main", "a/other")}) == 5
+    assert [routes.prefix(name) for name in ("", "main", "a", "a/main", "b/x")] == ["", "", "a", "a", "b"]
+    alone = Routes([Route("a", store, "", "grpc://two")])
+    assert alone.prefix("other") is None
+    assert alone.place("other") not in {alone.place("a/other"), alone.place("")}

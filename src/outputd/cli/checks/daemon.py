@@ -5,7 +5,9 @@ from __future__ import annotations
 import os
 import socket
 import stat
+import time
 from collections.abc import Iterator, Mapping
+from typing import Final
 
 from outputd import __version__
 from outputd.cli.checks.finding import Finding, Verdict, failed, passed, warned
@@ -14,6 +16,9 @@ from outputd.config import Address, Places, UnixAddress
 from outputd.errors import OutputdError, Unavailable
 from outputd.front.fuse.mount import real_mount_point
 from outputd.rpc.admin_client import GetStatusResponse
+
+_OLD: Final = 24.0
+"""Hours after which uploads that wait for a remote are worth a word."""
 
 
 def daemon_at(address: Address, mount: str, environ: Mapping[str, str]) -> Iterator[Finding]:
@@ -79,6 +84,7 @@ def _ask(address: Address, mount: str, environ: Mapping[str, str]) -> Iterator[F
     else:
         yield passed("daemon", f"outputd {status.version}, pid {status.pid}, answers at {address}")
         yield from differences(status, mount)
+        yield from offline_queues(status, time.time())
 
 
 def differences(status: GetStatusResponse, mount: str) -> Iterator[Finding]:
@@ -89,3 +95,23 @@ def differences(status: GetStatusResponse, mount: str) -> Iterator[Finding]:
     if status.mount.path not in (mount, real_mount_point(mount)):
         reason = f"the daemon mounts {status.mount.path}, the settings say {mount}"
         yield warned("mount path", reason, "restart the daemon, or give both the same settings")
+
+
+def offline_queues(status: GetStatusResponse, now: float) -> Iterator[Finding]:
+    """Uploads that a remote still lacks after a day, or does not take; `now` in seconds since 1970."""
+    for remote in (status.remote, *status.remotes):
+        queue = remote.offline_queue
+        where = f"[remotes.{remote.name}]" if remote.name else "[remote]"
+        hours = (now - queue.oldest.seconds) / 3600
+        if queue.HasField("oldest") and hours >= _OLD:
+            reason = f"{queue.blobs + queue.results} uploads have waited for {remote.url} for up to {hours:.0f} hours"
+            reason += f": {queue.last_error}" if queue.last_error else ""
+            fix = f"see that {remote.url} is reachable; after offline_queue_age ({where}) they are given up"
+            yield warned("offline queue", reason, fix)
+        if queue.refused:
+            reason = f"{len(queue.refused)} uploads were set aside, {remote.url} refuses them: {queue.refused[-1].error}"
+            yield warned(
+                "offline queue",
+                reason,
+                "outputd status --json lists them; build again, or upload them otherwise",
+            )

@@ -18,6 +18,7 @@ from outputd.errors import (
     TimedOut,
     TooLarge,
     Unavailable,
+    Unproven,
     Unreachable,
     Unsupported,
 )
@@ -55,6 +56,7 @@ OF_ERROR: Final[dict[type[OutputdError], int]] = {
     TooLarge: errno.EFBIG,
     # Not EACCES: that would send people to look at the modes of files. kAFS says it like this, too.
     Denied: errno.EKEYREJECTED,
+    Unproven: errno.EKEYREJECTED,
     # As fanotify(7) has it for what a watcher denies. Not EAGAIN, some would try for ever; nor EACCES, the mode allows it.
     Refused: errno.EPERM,
     Unsupported: errno.EOPNOTSUPP,

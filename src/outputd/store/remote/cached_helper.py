@@ -12,7 +12,7 @@ from collections.abc import Callable
 from datetime import UTC, datetime
 from typing import Final
 
-from outputd.errors import Denied, OutputdError, TimedOut
+from outputd.errors import OutputdError, TimedOut, Unproven
 from outputd.store.remote.credential_facts import CredentialFacts, Headers, facts_of
 from outputd.store.remote.credential_helper import ask
 
@@ -108,11 +108,11 @@ class CachedHelper:
         """With `_asking` held."""
         try:
             told = await ask(self.program, self._uri, self._timeout)
-        except (Denied, TimedOut) as error:
+        except (Unproven, TimedOut) as error:
             return self._failed(error)
         now = self._clock()
         if told.expires is not None and told.expires <= now:
-            return self._failed(Denied(f"credential helper {self.program} told headers that have ended"))
+            return self._failed(Unproven(f"credential helper {self.program} told headers that have ended"))
         if self._pause:
             _log.info("credential helper %s works again", self.program)
         self._failure = None

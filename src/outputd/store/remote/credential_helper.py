@@ -17,7 +17,7 @@ from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from typing import Final
 
-from outputd.errors import Denied, Invalid, TimedOut
+from outputd.errors import Invalid, TimedOut, Unproven
 from outputd.store.remote.credential_facts import Headers, guessed
 from outputd.store.remote.endpoint import Endpoint, check_headers
 
@@ -60,7 +60,7 @@ def helper_for(endpoint: Endpoint, helpers: Sequence[tuple[str, str]]) -> str | 
 
 
 async def ask(program: str, uri: str, seconds: float) -> Told:
-    """Run it once. Raises Denied for one that fails or talks nonsense, TimedOut; neither shows a secret."""
+    """Run it once. Raises Unproven for one that fails or talks nonsense, TimedOut; neither shows a secret."""
     name = f"credential helper {program}"
     # All of the request is in the pipe before anybody reads: a program that does not want to know it may end at any time.
     stdin, ours = os.pipe()
@@ -77,7 +77,7 @@ async def ask(program: str, uri: str, seconds: float) -> Told:
             start_new_session=True,
         )
     except OSError as error:
-        raise Denied(f"{name} cannot be run: {error.strerror}") from error
+        raise Unproven(f"{name} cannot be run: {error.strerror}") from error
     finally:
         os.close(stdin)
         os.close(ours)
@@ -92,7 +92,7 @@ async def ask(program: str, uri: str, seconds: float) -> Told:
     if code:
         how = f"ended with exit code {code}" if code > 0 else f"was ended by {signal.Signals(-code).name}"
         said = _shown(complaint)
-        raise Denied(f"{name} {how}" + (f" and said: {said}" if said else ""))
+        raise Unproven(f"{name} {how}" + (f" and said: {said}" if said else ""))
     return parse(reply, name)
 
 
@@ -132,30 +132,30 @@ def _shown(complaint: bytes) -> str:
 
 
 def parse(reply: bytes, name: str) -> Told:
-    """What a helper printed. Raises Denied, and says what is wrong but not what is there: it may be a secret."""
+    """What a helper printed. Raises Unproven, and says what is wrong but not what is there: it may be a secret."""
     if len(reply) > _LONGEST_REPLY:
-        raise Denied(f"{name} printed more than {_LONGEST_REPLY} bytes")
+        raise Unproven(f"{name} printed more than {_LONGEST_REPLY} bytes")
     try:
         told = json.loads(reply)
     except ValueError:
-        raise Denied(f"{name} printed {len(reply)} bytes that are not JSON") from None
+        raise Unproven(f"{name} printed {len(reply)} bytes that are not JSON") from None
     except RecursionError:
-        raise Denied(f"{name} printed JSON that is nested too deep") from None
+        raise Unproven(f"{name} printed JSON that is nested too deep") from None
     if not isinstance(told, dict):
-        raise Denied(f"{name} printed JSON that is no object")
+        raise Unproven(f"{name} printed JSON that is no object")
     named = told.get("headers", {})
     if not isinstance(named, dict) or not all(
         isinstance(values, list) and all(isinstance(value, str) for value in values)
         for values in named.values()
     ):
-        raise Denied(f'{name} printed "headers" that are not lists of text by name')
+        raise Unproven(f'{name} printed "headers" that are not lists of text by name')
     headers: list[tuple[str, str]] = []
     try:
         for header, values in named.items():
             for value in values:
                 headers += check_headers({header: value})
     except Invalid as error:
-        raise Denied(f"{name} told a header that cannot be sent: {error}") from error
+        raise Unproven(f"{name} told a header that cannot be sent: {error}") from error
     expires = told.get("expires")
     if expires is None or expires == "":
         return Told(tuple(headers), None)
@@ -168,4 +168,4 @@ def parse(reply: bytes, name: str) -> Told:
             tuple(headers), datetime.fromisoformat(f"{found[1]}T{found[2]}{zone}").astimezone(UTC).timestamp()
         )
     except (ValueError, OverflowError):
-        raise Denied(f'{name} printed an "expires" that is no time of RFC 3339') from None
+        raise Unproven(f'{name} printed an "expires" that is no time of RFC 3339') from None

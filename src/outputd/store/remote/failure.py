@@ -20,6 +20,7 @@ from outputd.errors import (
     Precondition,
     Throttled,
     TimedOut,
+    Unproven,
     Unreachable,
     Unsupported,
 )
@@ -57,7 +58,7 @@ _MEANING: Final[dict[grpc.StatusCode, type[OutputdError]]] = {
     _Code.INTERNAL: Unreachable,
     _Code.UNAVAILABLE: Unreachable,
     _Code.DATA_LOSS: Corrupt,
-    _Code.UNAUTHENTICATED: Denied,
+    _Code.UNAUTHENTICATED: Unproven,
 }
 
 UNANSWERED: Final = frozenset({_Code.UNAVAILABLE, _Code.DEADLINE_EXCEEDED})
@@ -87,6 +88,11 @@ def of_call(error: grpc.aio.AioRpcError, doing: str) -> Failure:
     return failure
 
 
+def of_code(code: grpc.StatusCode, text: str) -> OutputdError:
+    """A status in our words, for one whose text says all."""
+    return _MEANING[code](text)
+
+
 def of_status(status: status_pb2.Status, doing: str) -> Failure:
     """One blob of a batch that failed, the call itself being fine."""
     return _failure(_BY_NUMBER.get(status.code, _Code.UNKNOWN), status.message, status.details, doing)
@@ -95,7 +101,7 @@ def of_status(status: status_pb2.Status, doing: str) -> Failure:
 def _failure(code: grpc.StatusCode, message: str, details: Sequence[any_pb2.Any], doing: str) -> Failure:
     text = f"cannot {doing}: {code.name}" + (f": {message}" if message else "")
     if code is _Code.UNAVAILABLE and _TLS_REFUSAL.search(message):
-        return Failure(Denied(text), transient=False)
+        return Failure(Unproven(text), transient=False)
     error = _MEANING[code](text)
     unauthenticated = code is _Code.UNAUTHENTICATED
     return Failure(error, code in _TRANSIENT, _retry_delay(details), unauthenticated)

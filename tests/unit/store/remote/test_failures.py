@@ -19,6 +19,7 @@ from outputd.errors import (
     Precondition,
     Throttled,
     TimedOut,
+    Unproven,
     Unreachable,
     Unsupported,
 )
@@ -40,7 +41,7 @@ PERMANENT: dict[grpc.StatusCode, type[OutputdError]] = {
     Code.OUT_OF_RANGE: Invalid,
     Code.UNIMPLEMENTED: Unsupported,
     Code.DATA_LOSS: Corrupt,
-    Code.UNAUTHENTICATED: Denied,
+    Code.UNAUTHENTICATED: Unproven,
 }
 TRANSIENT: dict[grpc.StatusCode, type[OutputdError]] = {
     Code.UNKNOWN: Unreachable,
