@@ -12,7 +12,7 @@ import logging
 import os
 import threading
 import time
-from collections.abc import AsyncIterator, Coroutine
+from collections.abc import AsyncIterator, Coroutine, Sequence
 from dataclasses import replace
 from functools import partial
 from typing import Any, Final
@@ -22,6 +22,7 @@ from google.protobuf.descriptor import ServiceDescriptor
 
 from outputd import __version__
 from outputd._proto import admin_pb2, bazel_output_service_pb2, health_pb2
+from outputd.builds.after_builds import AfterBuilds
 from outputd.builds.builds import Builds, Options
 from outputd.builds.collection import Collection
 from outputd.builds.journals import Journals
@@ -30,6 +31,7 @@ from outputd.builds.lock import CACHE, DirectoryLock
 from outputd.builds.pins import Pins
 from outputd.builds.prefetch import Prefetch
 from outputd.builds.presence import LeaseOptions, Presence
+from outputd.builds.profiles import Profiles
 from outputd.builds.refresh import Refresh
 from outputd.builds.state import State
 from outputd.builds.verification import Verification
@@ -48,6 +50,7 @@ from outputd.drive.feed import Feed
 from outputd.drive.ingest import Ingest
 from outputd.drive.loader import Loader
 from outputd.drive.reaper import Reaper
+from outputd.drive.recording import Recordings
 from outputd.errors import OutputdError, Precondition
 from outputd.facts import awaited, kernel_requests, mount_facts, remote_facts, url_of
 from outputd.front.fuse.answers import Timeouts
@@ -71,6 +74,7 @@ from outputd.rpc.calls import Calls
 from outputd.rpc.health import Health
 from outputd.rpc.operations import Operations
 from outputd.rpc.passing import Passing
+from outputd.rpc.profiles import ProfilesService
 from outputd.rpc.queued_results import QueuedResults
 from outputd.rpc.referenced import ReferencedResults
 from outputd.rpc.reflection import reflection_services
@@ -162,6 +166,9 @@ async def _run(
         feed = Feed()
         accounting = Accounting()
         guard = CrawlGuard(crawl_options(config.crawl), accounting)
+        recordings = Recordings()
+        profiles = Profiles(f"{config.state.dir}/profiles", disk, recordings)
+        rooms.callback(profiles.close)
         accounting.arrivals.append(feed.arrived)
         counted = None if remote is None else Counted(remote, accounting.arrived)
         store = await rooms.enter_async_context(CachedStore(local, counted, partials))
@@ -217,6 +224,7 @@ async def _run(
             store_dir=config.cache.dir,
             accounting=accounting,
             guard=guard,
+            recordings=recordings,
             xattrs=config.mount.xattrs,
             passthrough=config.mount.passthrough,
             kept=kept,
@@ -258,7 +266,12 @@ async def _run(
         prefetch = Prefetch(loader, reading, local, lambda: awaited(front), held)
         pins = Pins(state, builds.root, loader, prefetch, local.is_here)
         feed.ended.append(pins.outdated)
-        trees = Trees(builds, prefetch, pins, accounting, guard, feed)
+        after_builds = AfterBuilds(config.prefetch.profiles, profiles, prefetch, builds.root)
+        feed.ended.append(after_builds.ended)
+        own = [
+            ("Trees", Trees(builds, prefetch, pins, accounting, guard, feed, profiles)),
+            ("Profiles", ProfilesService(profiles)),
+        ]
 
         here = await rooms.enter_async_context(CachedStore(local, None))
         limits = Limits(
@@ -277,6 +290,8 @@ async def _run(
             ("ingest", ingest.run()),
             ("reaper", reaper.run()),
             ("read-ahead", content.read_ahead.run()),
+            ("profiles", profiles.run()),
+            ("replays", after_builds.run()),
             ("collector", spare_the_collector()),
             ("watchdog", supervisor.ping()),
         ]
@@ -347,8 +362,7 @@ async def _run(
                             state,
                             queue,
                             builds,
-                            admin,
-                            trees,
+                            [*own, ("Admin", admin)],
                             calls,
                             passing,
                             tasks,
@@ -439,13 +453,12 @@ async def _listening(
     state: State,
     queue: WriteBack | None,
     builds: Builds,
-    admin: Admin,
-    trees: Trees,
+    own: Sequence[tuple[str, object]],
     calls: Calls,
     passing: Passing,
     tasks: asyncio.TaskGroup,
 ) -> AsyncIterator[None]:
-    """Every service on every address."""
+    """Every service on every address; `own` are those of admin.proto."""
     byte_stream = ByteStream(store, tasks, passing)
     health_descriptor = health_pb2.DESCRIPTOR.services_by_name["Health"]
     services = [
@@ -457,14 +470,12 @@ async def _listening(
             store, state, byte_stream, passing, check_results=checking_results(config), queue=queue
         ),
     ]
-    admin_descriptor = admin_pb2.DESCRIPTOR.services_by_name["Admin"]
-    trees_descriptor = admin_pb2.DESCRIPTOR.services_by_name["Trees"]
-    offered = [*(descriptor for descriptor, _ in services), admin_descriptor, trees_descriptor]
+    own_services = [(admin_pb2.DESCRIPTOR.services_by_name[name], service) for name, service in own]
+    offered = [descriptor for descriptor, _ in (*services, *own_services)]
     health = Health([descriptor.full_name for descriptor in offered])
     # Who asks what is under way, or watches our health for hours, is not stuck.
     onlookers: list[tuple[ServiceDescriptor, object]] = [
-        (admin_descriptor, admin),
-        (trees_descriptor, trees),
+        *own_services,
         (health_descriptor, health),
         *reflection_services([*offered, health_descriptor]),
     ]

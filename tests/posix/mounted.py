@@ -25,6 +25,7 @@ import uvloop
 from outputd.digest import Digest
 from outputd.drive.accounting import Accounting
 from outputd.drive.crawl import CrawlGuard, CrawlOptions, Mode
+from outputd.drive.recording import Recordings
 from outputd.front.fuse.answers import Timeouts
 from outputd.front.fuse.front import FuseFront
 from outputd.tree.node import EXECUTABLE_MODE, Directory, File
@@ -147,6 +148,7 @@ async def _serve(place: str, *features: str) -> None:
             timeouts=Timeouts(_HOUR, _HOUR, _HOUR),
             accounting=accounting,
             guard=CrawlGuard(CrawlOptions(Mode.OFF, 1, 1, 1.0, (), ()), accounting),
+            recordings=Recordings(),
             store_dir=f"{place}/store",
             xattrs="xattrs" in features,
             passthrough="passthrough" in features,

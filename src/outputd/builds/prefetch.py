@@ -1,18 +1,25 @@
-"""Brings files of a tree before anybody reads them, after what somebody waits for; drops local copies of what can be had again."""
+"""Brings files of a tree before anybody reads them, after what somebody waits for; drops local copies of what can be had again.
+
+What is to be brought is named by patterns or by a profile, and of large files that a profile names only what was read is brought.
+"""
 
 from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import AsyncGenerator, Callable, Collection, Container
+from collections.abc import AsyncGenerator, Callable, Collection, Container, Mapping, Sequence
 from contextlib import aclosing
 from dataclasses import dataclass, field
+from itertools import groupby
 from typing import Final
 
-from outputd.builds.selection import Patterns, select
+from outputd.builds.pace import Pace
+from outputd.builds.selection import Patterns, named_by, select
 from outputd.builds.verification import Count
 from outputd.digest import Digest
 from outputd.drive.loader import Loader
+from outputd.drive.profile import Profile, Run
+from outputd.errors import OutputdError
 from outputd.store.base import BlobStore
 from outputd.store.batches import batches
 from outputd.store.disk_store import DiskStore
@@ -37,6 +44,8 @@ class Prefetched:
     failed: int = 0
     first_failure: str = ""
     left_out: Count = field(default_factory=Count)
+    absent: int = 0
+    """Files of a profile that the tree does not have."""
 
 
 @dataclass(slots=True)
@@ -76,26 +85,56 @@ class Prefetch:
         """
         done = Prefetched()
         digests, _ = await self._digests(root, patterns, done.matched)
-        wanted: list[Digest] = []
-        for digest in await in_thread(self._blobs.local.missing, digests):
-            done.missing.add(digest.size)
-            if max_bytes and done.missing.bytes - done.left_out.bytes > max_bytes:
-                done.left_out.add(digest.size)
-            else:
-                wanted.append(digest)
-        yield done
+        missing = await in_thread(self._blobs.local.missing, digests)
         blobs = self._blobs.of_instance(root.volume.instance_name)
-        for batch in batches(wanted, _BATCH_BYTES):
-            await self._give_way()
-            failures = await blobs.fetch_many(batch)
-            for digest in batch:
-                failure = failures.get(digest)
-                if failure is None:
-                    done.fetched.add(digest.size)
-                else:
-                    done.failed += 1
-                    done.first_failure = done.first_failure or str(failure)
-            yield done
+        async with aclosing(self._bring(blobs, dict.fromkeys(missing, ()), done, max_bytes)) as steps:
+            async for step in steps:
+                yield step
+
+    async def replay(
+        self, root: Directory, profile: Profile, *, max_bytes: int = 0
+    ) -> AsyncGenerator[Prefetched]:
+        """Bring what a profile names, in its order; the rest as `of`. What the tree does not have is counted and passed over."""
+        done = Prefetched()
+        blobs = self._blobs.of_instance(root.volume.instance_name)
+        named, done.absent = await named_by(root, profile.files, self._loader, done.matched)
+        missing = await in_thread(self._blobs.local.missing, set(named))
+        wanted = {digest: runs for digest, runs in named.items() if digest in missing}
+        async with aclosing(self._bring(blobs, wanted, done, max_bytes)) as steps:
+            async for step in steps:
+                yield step
+
+    async def _bring(
+        self, blobs: BlobStore, missing: Mapping[Digest, Sequence[Run]], done: Prefetched, max_bytes: int
+    ) -> AsyncGenerator[Prefetched]:
+        """Bring these in their order, as a whole or only some runs of bytes."""
+        wanted: list[tuple[Digest, Sequence[Run]]] = []
+        pace = Pace()
+        for digest, runs in missing.items():
+            if pace.due:
+                await pace.turn()
+            size = _lacking(blobs, digest, runs)
+            if not size:
+                continue
+            done.missing.add(size)
+            if max_bytes and done.missing.bytes - done.left_out.bytes > max_bytes:
+                done.left_out.add(size)
+            else:
+                wanted.append((digest, runs))
+        yield done
+        for in_part, some in groupby(wanted, lambda one: bool(one[1])):
+            if in_part:
+                for digest, runs in some:
+                    await self._give_way()
+                    await _bring_runs(blobs, digest, runs, done)
+                    yield done
+                continue
+            for batch in batches((digest for digest, _ in some), _BATCH_BYTES):
+                await self._give_way()
+                failures = await blobs.fetch_many(batch)
+                for digest in batch:
+                    _note(done, digest.size, failures.get(digest))
+                yield done
         yield done
 
     async def forget(self, root: Directory, patterns: Patterns) -> Forgotten:
@@ -137,3 +176,42 @@ class Prefetch:
         end = time.monotonic() + _PATIENCE
         while self._awaited() and time.monotonic() < end:  # noqa: ASYNC110 - they come and go by the thousand
             await asyncio.sleep(_STEP)
+
+
+def _lacking(blobs: BlobStore, digest: Digest, runs: Sequence[Run]) -> int:
+    """Bytes that are to come of a blob that is not here as a whole."""
+    ranges = blobs.ranges(digest) if runs else None
+    if ranges is None:
+        return digest.size
+    try:
+        return sum(ranges.lacks(start, end - start) for start, end in runs)
+    finally:
+        ranges.close()
+
+
+async def _bring_runs(blobs: BlobStore, digest: Digest, runs: Sequence[Run], done: Prefetched) -> None:
+    ranges = blobs.ranges(digest)
+    if ranges is None:  # the remote is not asked for parts of it, or it has come meanwhile
+        _note(done, digest.size, (await blobs.fetch_many([digest])).get(digest))
+        return
+    size = 0
+    failure: OutputdError | None = None
+    try:
+        for start, end in runs:
+            for at in range(start, end, _BATCH_BYTES):
+                length = min(_BATCH_BYTES, end - at)
+                size += ranges.lacks(at, length)
+                await ranges.need(at, length, ahead=False)
+    except OutputdError as error:
+        failure = error
+    finally:
+        ranges.close()
+    _note(done, size, failure)
+
+
+def _note(done: Prefetched, size: int, failure: Exception | None) -> None:
+    if failure is None:
+        done.fetched.add(size)
+    else:
+        done.failed += 1
+        done.first_failure = done.first_failure or str(failure)

@@ -66,6 +66,14 @@ class Console:
     def print(self, text: str = "") -> None:
         self.out.write(text + "\n")
 
+    def write_bytes(self, text: bytes) -> None:
+        """Text as it is, whatever encoding the terminal has."""
+        if isinstance(self.out, io.TextIOWrapper):
+            self.out.flush()
+            self.out.buffer.write(text)
+        else:
+            self.out.write(text.decode())
+
     def complain(self, text: str) -> None:
         """Say on standard error what is wrong; every line names the program, so that it is found in a build's log."""
         for line in text.splitlines():

@@ -5,11 +5,12 @@ from __future__ import annotations
 import argparse
 import json
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Final
 
 from outputd.cli.console import Console, ExitCode, columns, show_bytes, show_count
+from outputd.cli.progress import Progress
 from outputd.cli.setting_flags import add_setting_flags, load_settings
 from outputd.config.kinds import Size
 from outputd.config.places import Places
@@ -66,16 +67,15 @@ def run(arguments: argparse.Namespace, console: Console) -> ExitCode:
     from outputd.rpc.admin_client import collect_garbage
 
     target, _ = answering(settings, console.environ)
-    report = collect_garbage(
-        target,
-        dry_run=arguments.dry_run,
-        unused_for=arguments.older_than,
-        max_bytes=arguments.max_size,
-        seconds=_SECONDS,
-        progress=_progress(console),
-    )
-    if console.err.isatty():
-        console.err.write("\r\x1b[K")
+    with Progress(console) as progress:
+        report = collect_garbage(
+            target,
+            dry_run=arguments.dry_run,
+            unused_for=arguments.older_than,
+            max_bytes=arguments.max_size,
+            seconds=_SECONDS,
+            progress=lambda step, blobs, size: progress.show(_so_far(step, blobs, size), step=step),
+        )
     if arguments.json:
         console.print(json.dumps(as_data(report, dry_run=arguments.dry_run), indent=2))
     else:
@@ -128,17 +128,8 @@ def _lines(report: GarbageReport, *, dry_run: bool) -> Iterator[str]:
     yield f"{show_bytes(freed)} {'would be' if dry_run else 'were'} freed"
 
 
-def _progress(console: Console) -> Callable[[str, int, int], None]:
-    """One line on standard error that is written over, where that is a terminal."""
-    if not console.err.isatty():
-        return lambda step, blobs, size: None
-
-    def show(step: str, blobs: int, size: int) -> None:
-        done = f": {show_count(blobs)} blobs, {show_bytes(size)}" if blobs else ""
-        console.err.write(f"\r\x1b[K{step}{done}")
-        console.err.flush()
-
-    return show
+def _so_far(step: str, blobs: int, size: int) -> str:
+    return f"{step}: {show_count(blobs)} blobs, {show_bytes(size)}" if blobs else step
 
 
 def _name(blobs: GarbageReport.Blobs) -> str:

@@ -21,6 +21,7 @@ from outputd.cli import (
     gc,
     pin,
     prefetch,
+    profile,
     restart,
     serve,
     status,
@@ -62,7 +63,8 @@ class Verb(Protocol):
 
     def add_arguments(self, parser: argparse.ArgumentParser) -> None: ...
 
-    def run(self, arguments: argparse.Namespace, console: Console) -> ExitCode: ...
+    def run(self, arguments: argparse.Namespace, console: Console) -> int:
+        """An ExitCode, or the exit code of a command that was run."""
 
 
 VERBS: Final[tuple[Verb, ...]] = (
@@ -71,6 +73,7 @@ VERBS: Final[tuple[Verb, ...]] = (
     status,
     verify,
     prefetch,
+    profile,
     pin,
     forget,
     top,
@@ -117,7 +120,7 @@ def run(arguments: Sequence[str], console: Console) -> int:
     """Run a command line; what it says goes to `console`. argparse itself exits on a wrong one, with code 2."""
     parsed = make_parser().parse_args(arguments)
     try:
-        code: ExitCode = parsed.run(parsed, console)
+        code: int = parsed.run(parsed, console)
         console.out.flush()
     except InvalidSettings as wrong:
         console.complain(str(wrong))

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import argparse
 import json
-import time
-from collections.abc import Callable
+from functools import partial
 from typing import TYPE_CHECKING, Final
 
 from outputd.cli.console import Console, ExitCode, show_bytes, show_count
-from outputd.cli.selected import add_selection, selection
+from outputd.cli.progress import Progress
+from outputd.cli.selected import add_selection, own_base, read_bytes, selection
 from outputd.cli.setting_flags import add_setting_flags, load_settings
 from outputd.config import Places
 from outputd.config.kinds import Size
@@ -25,11 +25,10 @@ EXAMPLES: Final = """\
   outputd prefetch '*/bin/**/*.so' --max-bytes 2GiB
   outputd prefetch --label //app:server --label //lib/...
   git diff --name-only | outputd prefetch -
+  outputd prefetch --profile tests                     what `outputd profile record tests` has seen being read
+  outputd prefetch --profile-file ci/tests.profile --output-base 9da951b8cb759233037166e28f7ea186
 
 exit code 0 when all that matches is here, 1 when something could not be brought or nothing matches, 4 when no daemon answers."""
-
-_SECONDS: Final = 0.2
-_WIDTH: Final = 30
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -42,6 +41,16 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="bring no more than this, for instance 2GiB",
     )
     parser.add_argument(
+        "--profile",
+        metavar="NAME",
+        help="instead of patterns, what was read while this profile was recorded; of large files only those parts",
+    )
+    parser.add_argument(
+        "--profile-file",
+        metavar="FILE",
+        help="the same from a file, as `outputd profile show` prints it; - is standard input",
+    )
+    parser.add_argument(
         "--json", action="store_true", help="print one JSON object; fields are only ever added"
     )
     add_setting_flags(parser)
@@ -50,17 +59,26 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(arguments: argparse.Namespace, console: Console) -> ExitCode:
     settings = load_settings(arguments, console).config
     from outputd.cli.running_daemon import answering
-    from outputd.rpc.trees_client import prefetch
+    from outputd.rpc.trees_client import PrefetchRequest, prefetch
 
     target, status = answering(settings, console.environ)
     chosen = selection(arguments, status)
-    if not chosen:
-        raise Invalid("nothing is named: give a PATTERN or a --label")
+    if arguments.profile is None and arguments.profile_file is None:
+        if not chosen:
+            raise Invalid("nothing is named: give a PATTERN, a --label or a --profile")
+        requests = [PrefetchRequest(output_base_id=base, patterns=some) for base, some in chosen.items()]
+    elif chosen or None not in (arguments.profile, arguments.profile_file):
+        raise Invalid("patterns, --profile and --profile-file: give one of them")
+    else:
+        request = PrefetchRequest(output_base_id=own_base(arguments, status), profile=arguments.profile or "")
+        if arguments.profile_file is not None:
+            request.profile_text = read_bytes(arguments.profile_file)
+        requests = [request]
     results = {}
-    for output_base_id, patterns in chosen.items():
-        results[output_base_id] = prefetch(
-            target, output_base_id, patterns, max_bytes=arguments.max_bytes, note=_progress(console)
-        )
+    for request in requests:
+        request.max_bytes = arguments.max_bytes
+        with Progress(console) as progress:
+            results[request.output_base_id] = prefetch(target, request, partial(show_bringing, progress))
     if arguments.json:
         console.print(json.dumps({"trees": [as_data(*item) for item in results.items()]}, indent=2))
     else:
@@ -78,6 +96,7 @@ def as_data(output_base_id: str, done: PrefetchResponse) -> dict[str, object]:
         "missing": {"blobs": done.missing.files, "bytes": done.missing.bytes},
         "fetched": {"blobs": done.fetched.files, "bytes": done.fetched.bytes},
         "left_out": {"blobs": done.left_out.files, "bytes": done.left_out.bytes},
+        "absent": done.absent,
         "failed": done.failed,
         "first_failure": done.first_failure or None,
     }
@@ -88,6 +107,8 @@ def _tell(output_base_id: str, done: PrefetchResponse, console: Console) -> None
         f"{output_base_id}: {show_count(done.matched.files)} files match ({show_bytes(done.matched.bytes)}), "
         f"{show_count(done.fetched.files)} blobs were fetched ({show_bytes(done.fetched.bytes)})"
     )
+    if done.absent:
+        console.print(f"  not in this tree: {show_count(done.absent)} files of the profile")
     if done.left_out.files:
         console.print(
             f"  left out because of --max-bytes: {show_count(done.left_out.files)} blobs ({show_bytes(done.left_out.bytes)})"
@@ -96,29 +117,15 @@ def _tell(output_base_id: str, done: PrefetchResponse, console: Console) -> None
         console.complain(f"{done.failed} blobs could not be fetched; the first: {done.first_failure}")
 
 
-def _progress(console: Console) -> Callable[[PrefetchResponse], None]:
-    """A bar, on a terminal."""
-    shown = 0.0
-
-    def note(reply: PrefetchResponse) -> None:
-        nonlocal shown
-        if not console.err.isatty():
-            return
-        now = time.monotonic()
-        if reply.done:
-            console.err.write("\r\x1b[K")
-        elif now - shown >= _SECONDS:
-            shown = now
-            wanted = reply.missing.bytes - reply.left_out.bytes
-            part = reply.fetched.bytes / wanted if wanted else 1.0
-            full = int(part * _WIDTH)
-            console.err.write(
-                f"\r\x1b[K[{'#' * full}{'.' * (_WIDTH - full)}] {show_bytes(reply.fetched.bytes)} of {show_bytes(wanted)}, "
-                f"{show_count(reply.fetched.files)} of {show_count(reply.missing.files - reply.left_out.files)} blobs"
-            )
-        console.err.flush()
-
-    return note
+def show_bringing(progress: Progress, reply: PrefetchResponse) -> None:
+    """A bar."""
+    wanted = reply.missing.bytes - reply.left_out.bytes
+    blobs = reply.missing.files - reply.left_out.files
+    progress.show(
+        f"{show_bytes(reply.fetched.bytes)} of {show_bytes(wanted)}, "
+        f"{show_count(reply.fetched.files)} of {show_count(blobs)} blobs",
+        reply.fetched.bytes / wanted if wanted else 1.0,
+    )
 
 
 def _size(text: str) -> int:

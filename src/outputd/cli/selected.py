@@ -82,6 +82,28 @@ def own_base(arguments: argparse.Namespace, status: GetStatusResponse) -> str:
     return named or _of_directory(outputs, {base.id for base in status.output_bases})
 
 
+def read_bytes(path: str) -> bytes:
+    """A file that was named on the command line; `-` is standard input. Raises Invalid."""
+    try:
+        if path == "-":
+            return sys.stdin.buffer.read()
+        with open(path, "rb") as file:
+            return file.read()
+    except OSError as error:
+        raise Invalid(f"{path}: {error.strerror}") from error
+
+
+def tree_named(name: str, status: GetStatusResponse) -> str:
+    """The output base that is meant by its id, or by a path in the mount. Raises Invalid for a path that lies in none."""
+    ids = {base.id for base in status.output_bases}
+    outputs = os.path.realpath(status.mount.path) + "/outputs/"
+    if name not in ids and (real := os.path.realpath(name) + "/").startswith(outputs):
+        return real.removeprefix(outputs).partition("/")[0]
+    if name not in ids and "/" in name:
+        raise Invalid(f"{name}: is no path of an output base below {outputs}")
+    return name
+
+
 def of_label(label: str) -> Sequence[str]:
     """Where Bazel puts the outputs of a target, by their usual names; a rule may give others. Raises Invalid."""
     match = _LABEL.match(label)

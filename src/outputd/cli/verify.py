@@ -5,11 +5,11 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import time
 from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Final, NamedTuple
 
 from outputd.cli.console import Colour, Console, ExitCode, columns, show_bytes, show_count
+from outputd.cli.progress import Progress
 from outputd.cli.setting_flags import add_setting_flags, load_settings
 from outputd.errors import Invalid
 
@@ -27,7 +27,6 @@ EXAMPLES: Final = """\
 exit code 0 when all can be had, 1 when something is gone, 4 when no daemon answers."""
 
 _LOSSES: Final = 100
-_PROGRESS_SECONDS: Final = 0.2
 
 
 class Tree(NamedTuple):
@@ -69,14 +68,15 @@ def run(arguments: argparse.Namespace, console: Console) -> ExitCode:
     whole = True
     for tree in _trees(arguments.trees, status):
         losses: list[Loss] = []
-        result = verify(
-            target,
-            tree.output_base_id,
-            tree.path,
-            content=arguments.content,
-            max_losses=arguments.max_losses,
-            note=_progress(console, tree, losses),
-        )
+        with Progress(console) as progress:
+            result = verify(
+                target,
+                tree.output_base_id,
+                tree.path,
+                content=arguments.content,
+                max_losses=arguments.max_losses,
+                note=_note(progress, tree, losses),
+            )
         whole = whole and not result.gone.files and not result.unloadable
         if arguments.json:
             results.append(as_data(tree, result, losses))
@@ -115,25 +115,15 @@ def _resolved(name: str) -> str:
     return os.path.join(os.path.realpath(head), tail)
 
 
-def _progress(console: Console, tree: Tree, losses: list[Loss]) -> Callable[[VerifyResponse], None]:
-    """Collects what was lost and, on a terminal, shows how far it is."""
-    shown = 0.0
+def _note(progress: Progress, tree: Tree, losses: list[Loss]) -> Callable[[VerifyResponse], None]:
+    """Collects what was lost and shows how far it is."""
 
     def note(reply: VerifyResponse) -> None:
-        nonlocal shown
         losses.extend(reply.losses)
-        if not console.err.isatty():
-            return
-        now = time.monotonic()
-        if reply.done:
-            console.err.write("\r\x1b[K")
-        elif now - shown >= _PROGRESS_SECONDS:
-            shown = now
-            files = sum(count.files for count in (reply.both, reply.remote, reply.here, reply.gone))
-            console.err.write(
-                f"\r\x1b[K{tree.output_base_id}: {show_count(files)} files, {show_count(reply.gone.files)} gone"
-            )
-        console.err.flush()
+        files = sum(count.files for count in (reply.both, reply.remote, reply.here, reply.gone))
+        progress.show(
+            f"{tree.output_base_id}: {show_count(files)} files, {show_count(reply.gone.files)} gone"
+        )
 
     return note
 

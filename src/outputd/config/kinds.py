@@ -13,6 +13,7 @@ from typing import Final, Protocol
 
 from outputd.config.address import Address, UnixAddress, parse_address
 from outputd.config.places import Places
+from outputd.drive.profile import Wish
 from outputd.errors import Invalid
 from outputd.store.limits import Amount
 
@@ -102,6 +103,23 @@ class Texts:
     def plain(self, value: object) -> Plain:
         assert isinstance(value, tuple)
         return list(value)
+
+
+@dataclass(frozen=True, slots=True)
+class Wishes:
+    """Profiles to replay, each with the output bases in which."""
+
+    name: str = "list of NAME[@PATTERN]"
+
+    def of_text(self, text: str) -> object:
+        return Texts().of_text(text)
+
+    def parse(self, raw: object, places: Places) -> tuple[Wish, ...]:
+        return tuple(Wish.of(text) for text in Texts().parse(raw, places))
+
+    def plain(self, value: object) -> Plain:
+        assert isinstance(value, tuple)
+        return [str(wish) for wish in value]
 
 
 @dataclass(frozen=True, slots=True)

@@ -25,8 +25,10 @@ from outputd.config.kinds import (
     Seconds,
     Size,
     Texts,
+    Wishes,
 )
 from outputd.config.remote_settings import NamedRemote, Remote
+from outputd.drive.profile import Wish
 from outputd.store.limits import Amount
 
 REMOTES: Final = "remotes"
@@ -320,6 +322,21 @@ class Crawl:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Prefetch:
+    """What is brought before anybody reads it, without being asked for by `outputd prefetch` or `outputd pin`."""
+
+    profiles: Annotated[
+        tuple[Wish, ...],
+        Key(
+            Wishes(),
+            [],
+            "Profiles (`outputd profile`) that are replayed in the background after each build; with `NAME@PATTERN` only in output "
+            "bases whose id matches.",
+        ),
+    ]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Log:
     """The log, on standard error."""
 
@@ -357,6 +374,7 @@ class Config:
     remotes: Mapping[str, NamedRemote]
     outputs: Outputs
     crawl: Crawl
+    prefetch: Prefetch
     log: Log
 
 

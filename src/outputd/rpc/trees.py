@@ -9,13 +9,16 @@ from outputd._proto import admin_pb2
 from outputd.builds.builds import Builds
 from outputd.builds.pins import Pins
 from outputd.builds.prefetch import Prefetch, Prefetched
+from outputd.builds.profiles import Profiles
 from outputd.builds.selection import Patterns
 from outputd.builds.verification import Count
 from outputd.drive.accounting import Accounting, Fetched, Ranking
 from outputd.drive.crawl import CrawlGuard
 from outputd.drive.feed import Feed
+from outputd.drive.profile import decode
 from outputd.errors import Invalid
 from outputd.rpc.edge import Context
+from outputd.store.waiting import in_thread
 
 
 class Trees:
@@ -29,6 +32,7 @@ class Trees:
         accounting: Accounting,
         guard: CrawlGuard,
         feed: Feed,
+        profiles: Profiles,
     ) -> None:
         self._builds = builds
         self._prefetch = prefetch
@@ -36,6 +40,7 @@ class Trees:
         self._accounting = accounting
         self._guard = guard
         self._feed = feed
+        self._profiles = profiles
 
     async def prefetch(
         self, request: admin_pb2.PrefetchRequest, _context: Context
@@ -43,7 +48,17 @@ class Trees:
         if request.max_bytes < 0:
             raise Invalid(f"max_bytes: {request.max_bytes}, expected 0 or more")
         root = self._builds.root(request.output_base_id)
-        steps = self._prefetch.of(root, Patterns(request.patterns), max_bytes=request.max_bytes)
+        if bool(request.patterns) + bool(request.profile) + bool(request.profile_text) > 1:
+            raise Invalid("patterns, profile, profile_text: expected one of them")
+        if request.profile or request.profile_text:
+            profile = (
+                await self._profiles.get(request.profile)
+                if request.profile
+                else await in_thread(decode, request.profile_text, "profile_text")
+            )
+            steps = self._prefetch.replay(root, profile, max_bytes=request.max_bytes)
+        else:
+            steps = self._prefetch.of(root, Patterns(request.patterns), max_bytes=request.max_bytes)
         done = Prefetched()
         async with aclosing(steps):
             async for done in steps:
@@ -140,6 +155,7 @@ def _prefetched(done: Prefetched) -> admin_pb2.PrefetchResponse:
         failed=done.failed,
         first_failure=done.first_failure,
         left_out=_count(done.left_out),
+        absent=done.absent,
     )
 
 

@@ -39,6 +39,7 @@ __all__ = [
     "GetActivityResponse",
     "NamedActivity",
     "PinnedFiles",
+    "PrefetchRequest",
     "PrefetchResponse",
     "WatchResponse",
     "fetch_activity",
@@ -88,15 +89,9 @@ def forget(target: str, output_base_id: str, patterns: Sequence[bytes]) -> Forge
 
 
 def prefetch(
-    target: str,
-    output_base_id: str,
-    patterns: Sequence[bytes],
-    *,
-    max_bytes: int,
-    note: Callable[[PrefetchResponse], object],
+    target: str, request: PrefetchRequest, note: Callable[[PrefetchResponse], object]
 ) -> PrefetchResponse:
     """The result; `note` is shown every step."""
-    request = PrefetchRequest(output_base_id=output_base_id, patterns=patterns, max_bytes=max_bytes)
     last = PrefetchResponse()
 
     def keep(reply: PrefetchResponse) -> None:

@@ -146,8 +146,11 @@ class Ranges(Protocol):
     def has(self, offset: int, size: int) -> bool:
         """Whether these bytes are here; then they count as read, and what may be read next is fetched."""
 
-    async def need(self, offset: int, size: int) -> None:
-        """Return when these bytes are here. Raises as `BlobStore.fetch`."""
+    def lacks(self, offset: int, size: int) -> int:
+        """How many of these bytes are not here; nothing counts as read."""
+
+    async def need(self, offset: int, size: int, *, ahead: bool = True) -> None:
+        """Return when these bytes are here; what may be read next is fetched too if `ahead`. Raises as `BlobStore.fetch`."""
 
     def close(self) -> None:
         """To be called once."""

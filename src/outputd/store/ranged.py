@@ -124,11 +124,14 @@ class RangedBlob:
         finally:
             self.release()
 
-    async def need(self, offset: int, size: int, remote: RemoteBlobs) -> None:
+    def lacks(self, offset: int, size: int) -> int:
+        """How many bytes of the granules of these are missing."""
+        return sum(end - start for start, end in self._partial.gaps(offset, offset + size))
+
+    async def need(self, offset: int, size: int, remote: RemoteBlobs, *, ahead: bool = True) -> None:
         """Return when these bytes are here. Raises what RemoteBlobs.read_stream raises, Exhausted or Unavailable."""
         end = min(offset + size, self._partial.size)
-        ahead = self._window(offset, end)
-        self._begin(offset, ahead, remote)
+        self._begin(offset, self._window(offset, end) if ahead else end, remote)
         while not self._partial.has(offset, end - offset):
             self._progress.clear()
             waited_for = [run for run in self._runs if run.start < end and offset < run.end]
@@ -267,8 +270,11 @@ class RangedReading:
         self._blob.note(offset, size, self._remote)
         return True
 
-    async def need(self, offset: int, size: int) -> None:
-        await self._blob.need(offset, size, self._remote)
+    def lacks(self, offset: int, size: int) -> int:
+        return self._blob.lacks(offset, size)
+
+    async def need(self, offset: int, size: int, *, ahead: bool = True) -> None:
+        await self._blob.need(offset, size, self._remote, ahead=ahead)
 
     def close(self) -> None:
         self._blob.release()

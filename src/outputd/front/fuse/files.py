@@ -11,6 +11,7 @@ from collections.abc import Awaitable, Callable
 from outputd.drive.content import Content
 from outputd.drive.disk_error import disk_error
 from outputd.drive.open_file import NotLocal, OpenFile
+from outputd.drive.recording import Recordings, Watch
 from outputd.front.fuse.answers import Answers
 from outputd.front.fuse.handover import Opened
 from outputd.front.fuse.kept import KeptHandles
@@ -20,7 +21,13 @@ from outputd.tree.node import MAX_NAME, Directory, File, Local
 from outputd.tree.rules import may_change
 from outputd.tree.status import Status
 from outputd.tree.tree import Tree
-from outputd.wire.fuse_abi import FSYNC_FDATASYNC, OPEN_KILL_SUIDGID, WRITE_CACHE, WRITE_KILL_SUIDGID
+from outputd.wire.fuse_abi import (
+    FOPEN_PASSTHROUGH,
+    FSYNC_FDATASYNC,
+    OPEN_KILL_SUIDGID,
+    WRITE_CACHE,
+    WRITE_KILL_SUIDGID,
+)
 from outputd.wire.fuse_reply import (
     create_reply,
     data_header,
@@ -66,6 +73,7 @@ class Files:
         store_dir: str,
         send: Callable[[list[bytes | memoryview]], object],
         kept: KeptHandles,
+        recordings: Recordings,
     ) -> None:
         """`store_dir` lies on the file system whose room statfs(2) tells; `send` writes a reply that comes in parts."""
         self._tree = tree
@@ -75,6 +83,7 @@ class Files:
         self._store_dir = store_dir
         self._send = send
         self._kept = kept
+        self._recordings = recordings
         self._handles: dict[int, Handle] = {}
         self.next_fh = 1
         """The number of the next handle; none comes twice in the life of a mount."""
@@ -170,13 +179,19 @@ class Files:
         opened = self._open(file, flags)
         if open_flags & OPEN_KILL_SUIDGID:  # beside O_TRUNC
             self._tree.drop_privileges(file)
-        return open_reply(unique, *self._handle(opened, flags))
+        watch = Watch.NOT
+        if self._recordings.on and flags & (os.O_ACCMODE | os.O_TRUNC) in (os.O_RDONLY, os.O_RDWR):
+            watch = self._recordings.opening(file)
+        return open_reply(unique, *self._handle(opened, flags, watch))
 
     def read(
         self, unique: int, nodeid: int, uid: int, gid: int, message: memoryview, end: int
     ) -> bytes | None:
         fh, offset, size, _, _, _ = decode_read(message, end)
-        data = self._content.read(self._handles[fh].opened, offset, size)
+        opened = self._handles[fh].opened
+        data = self._content.read(opened, offset, size)
+        if self._recordings.on:
+            self._recordings.read(opened.file, offset, len(data))
         self._send([data_header(unique, len(data)), data])
         return None
 
@@ -266,12 +281,14 @@ class Files:
             *self._handle(opened, flags),
         )
 
-    def _handle(self, opened: OpenFile, flags: int) -> tuple[int, int, int]:
+    def _handle(self, opened: OpenFile, flags: int, watch: Watch = Watch.NOT) -> tuple[int, int, int]:
         """A new handle: its number, and `open_flags` and `backing_id` of the reply."""
         fh = self.next_fh
         self.next_fh += 1
         writing = flags & os.O_ACCMODE != os.O_RDONLY
-        open_flags, backing = self._passthrough.flags(opened, writing=writing)
+        open_flags, backing = self._passthrough.flags(opened, writing=writing, watch=watch)
+        if watch is not Watch.NOT and open_flags & FOPEN_PASSTHROUGH:
+            self._recordings.read_unseen(opened.file)
         slot = self._kept.opened(fh, opened.file.ino, backing, writing=writing)
         # A bit of its own, which CREATE has beside O_RDWR here.
         only_writes = bool(flags & os.O_WRONLY)

@@ -13,6 +13,7 @@ from outputd.drive.crawl import CrawlGuard
 from outputd.drive.driver import Driver
 from outputd.drive.extents import Extents
 from outputd.drive.reaper import Reaper
+from outputd.drive.recording import Recordings
 from outputd.errors import OutputdError, TimedOut
 from outputd.front.fuse.answers import Answers, Timeouts
 from outputd.front.fuse.arriving import look_for_everybody, recognise, reopen
@@ -65,6 +66,7 @@ class FuseFront:
         store_dir: str,
         accounting: Accounting,
         guard: CrawlGuard,
+        recordings: Recordings,
         xattrs: bool = False,
         passthrough: bool = True,
         kept: str,
@@ -78,6 +80,7 @@ class FuseFront:
         self._timeouts = timeouts
         self._store_dir = store_dir
         self._demand = Demand(content, accounting, guard)
+        self._recordings = recordings
         self._xattrs = xattrs
         self._passthrough = passthrough
         self._kept = KeptHandles(kept)
@@ -232,7 +235,14 @@ class FuseFront:
         names = Names(self._tree, self._content, answers, self._reaper.wake)
         passthrough = Passthrough(mounted.fd, self._content, wanted=self._passthrough)
         files = Files(
-            self._tree, self._content, answers, passthrough, self._store_dir, channel.reply_parts, self._kept
+            self._tree,
+            self._content,
+            answers,
+            passthrough,
+            self._store_dir,
+            channel.reply_parts,
+            self._kept,
+            self._recordings,
         )
         listings = Listings(self._tree, answers)
         session = Session(
@@ -245,7 +255,7 @@ class FuseFront:
             names,
             files,
             listings,
-            Ranges(self._tree, files, Extents(self._content), answers),
+            Ranges(self._tree, files, Extents(self._content), answers, self._recordings),
             Xattrs(self._tree, self._content, answers) if xattrs else None,
             passthrough,
             self._demand,

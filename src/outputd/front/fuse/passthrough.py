@@ -15,6 +15,7 @@ from typing import Final
 
 from outputd.drive.content import Content
 from outputd.drive.open_file import NotLocal, OpenFile
+from outputd.drive.recording import Watch
 from outputd.wire.fuse_abi import (
     DEV_IOC_BACKING_CLOSE,
     DEV_IOC_BACKING_OPEN,
@@ -43,11 +44,13 @@ class Passthrough:
         self._backings: dict[OpenFile, int] = {}
         """The kernel's id of the backing file, for inodes that are passed through."""
 
-    def flags(self, opened: OpenFile, *, writing: bool) -> tuple[int, int]:
+    def flags(self, opened: OpenFile, *, writing: bool, watch: Watch = Watch.NOT) -> tuple[int, int]:
         """For a handle that was just added: `open_flags` and `backing_id` of the reply."""
         file = opened.file
         if opened.direct:
             return FOPEN_PASSTHROUGH, self._backings[opened]
+        if watch is not Watch.NOT:
+            return 0 if watch is Watch.AFRESH else FOPEN_KEEP_CACHE, 0
         if self.enabled and opened.handles == 1 and (writing or file.content.size >= _WORTH_IT):
             backing = self._back(opened)
             if backing:

@@ -7,6 +7,7 @@ from collections.abc import Awaitable
 
 from outputd.drive.extents import Extents
 from outputd.drive.open_file import OpenFile
+from outputd.drive.recording import Recordings
 from outputd.front.fuse.answers import Answers
 from outputd.front.fuse.files import Files
 from outputd.tree.status import Status
@@ -18,11 +19,14 @@ from outputd.wire.fuse_request import decode_copy_file_range, decode_fallocate, 
 class Ranges:
     """Handlers, as in names.py; what takes long answers later, by an awaitable."""
 
-    def __init__(self, tree: Tree, files: Files, extents: Extents, answers: Answers) -> None:
+    def __init__(
+        self, tree: Tree, files: Files, extents: Extents, answers: Answers, recordings: Recordings
+    ) -> None:
         self._tree = tree
         self._files = files
         self._extents = extents
         self._answers = answers
+        self._recordings = recordings
 
     def fallocate(
         self, unique: int, nodeid: int, uid: int, gid: int, message: memoryview, end: int
@@ -44,16 +48,13 @@ class Ranges:
         self, unique: int, nodeid: int, uid: int, gid: int, message: memoryview, end: int
     ) -> bytes | Awaitable[bytes]:
         source, source_offset, _, target, target_offset, length, _ = decode_copy_file_range(message, end)
-        written = self._files.opened(target)
+        read, written = self._files.opened(source), self._files.opened(target)
         self._drop_privileges(written, uid)
         outcome = self._extents.copy(
-            self._files.opened(source),
-            source_offset,
-            written,
-            target_offset,
-            length,
-            alone=self._files.alone(target),
+            read, source_offset, written, target_offset, length, alone=self._files.alone(target)
         )
+        if self._recordings.on:
+            self._recordings.read(read.file, source_offset, length)
         if isinstance(outcome, int | Status):
             return self._copied(unique, outcome)
         return self._copied_later(unique, outcome)
