@@ -86,6 +86,20 @@ def test_the_end_of_a_blob_moves_little(tmp_path: Path) -> None:
     asyncio.run(run())
 
 
+def test_exactly_what_is_asked_for_moves_where_nothing_is_to_be_read_ahead(tmp_path: Path) -> None:
+    async def run() -> None:
+        async with world(tmp_path) as w:
+            remote = cast(RemoteBlobs, w.remote)
+            assert w.blob.lacks(MIB + 5, GRANULE) == 2 * GRANULE
+            await w.blob.need(MIB + 5, GRANULE, remote, ahead=False)
+            assert w.blob.lacks(MIB, 2 * GRANULE) == 0
+            await w.blob.need(len(DATA) - 5, 5, remote, ahead=False)
+            assert w.remote.moved == 3 * GRANULE
+            assert w.blob.lacks(0, len(DATA)) == len(DATA) - 3 * GRANULE
+
+    asyncio.run(run())
+
+
 def test_what_is_read_on_is_fetched_ahead_once_and_becomes_a_blob(tmp_path: Path) -> None:
     async def run() -> None:
         async with world(tmp_path) as w:
