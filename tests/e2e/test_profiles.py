@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import pty
 import random
 import re
 import signal
@@ -288,3 +289,40 @@ def test_the_settings_have_profiles_replayed_after_builds(tmp_path: Path) -> Non
         daemon.logged("output base base: profile none: there is none")
         assert len(re.findall("profile p replayed", daemon.words())) == 1
         assert stored(daemon) == 2
+
+
+def test_long_work_shows_how_far_it_is_on_a_terminal_alone(tmp_path: Path) -> None:
+    with built(tmp_path) as (_, daemon, build):
+        build("base")
+        terminal, other_end = pty.openpty()
+        try:
+            for arguments in (
+                ["prefetch", "k8/bin/pkg"],
+                ["pin", "--wait", "k8/bin/app"],
+                ["verify"],
+                ["gc"],
+            ):
+                done = subprocess.run(
+                    command(daemon, *arguments),
+                    env=daemon.environment(),
+                    cwd=daemon.place,
+                    stdout=subprocess.PIPE,
+                    stderr=other_end,
+                    timeout=60,
+                    check=True,
+                )
+                shown = os.read(terminal, 1 << 16)
+                assert shown.startswith(b"\r\x1b[K") and shown.endswith(b"\r\x1b[K"), arguments
+                assert b"\x1b" not in done.stdout
+        finally:
+            os.close(terminal)
+            os.close(other_end)
+        assert stored(daemon) == len(SMALL) + 1  # `pin --wait` has waited
+        piped = subprocess.run(
+            command(daemon, "prefetch", "k8"),
+            env=daemon.environment(),
+            cwd=daemon.place,
+            capture_output=True,
+            check=True,
+        )
+        assert piped.stderr == b""

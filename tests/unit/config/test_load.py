@@ -160,7 +160,7 @@ level = "loud"
             "config.toml:3: [mount] pth: no such key; did you mean path?",
             "config.toml:4: [mount] allow_other: 'maybe' is not true or false",
             "config.toml:5: [remot]: no such section; did you mean remote?; there are mount, listen, state, cache, "
-            "remote, outputs, crawl, log and [remotes.NAME]",
+            "remote, outputs, crawl, prefetch, log and [remotes.NAME]",
             "config.toml:7: [remote] url: 'http://x' is not a server; write grpc://HOST:PORT, grpcs://HOST:PORT or "
             "unix:/PATH",
             "config.toml:8: [remote] max_concurrent: 0 is not a whole number from 1 to 10000",

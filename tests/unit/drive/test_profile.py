@@ -38,7 +38,7 @@ RUNS = st.lists(st.integers(0, SIZE), min_size=2, max_size=40, unique=True).map(
 PARTS = st.one_of(st.just(WHOLE), RUNS.map(lambda runs: Part(SIZE, runs)))
 PROFILES = st.builds(
     Profile,
-    st.text(st.characters(exclude_characters="\0/"), max_size=10),
+    st.text(st.characters(exclude_categories=["Cs"], exclude_characters="\0/"), max_size=10),
     st.integers(0, 4_000_000_000),
     st.booleans(),
     st.dictionaries(PATHS, PARTS, max_size=10),
