@@ -10,7 +10,6 @@ import asyncio
 import contextlib
 import logging
 import os
-import threading
 import time
 from collections.abc import AsyncIterator, Coroutine, Sequence
 from dataclasses import replace
@@ -100,13 +99,12 @@ from outputd.tree.cas import Cas
 from outputd.tree.node import File
 from outputd.tree.top import enter_tag
 from outputd.tree.tree import Tree
+from outputd.upkeep import begin_count, close_store, settle_doubt
 
 _log = logging.getLogger(__name__)
 
 _GRACE: Final = 5.0
 """Seconds that calls under way get to end at an ordered stop."""
-_DOUBT_SECONDS: Final = 20.0
-"""Seconds for which a start waits, after a power cut, for the blobs that it may have damaged to be hashed."""
 _PINS_SECONDS: Final = 5.0
 """Seconds for which a start waits until it is known what is pinned; no more, for it may take the remote."""
 
@@ -153,7 +151,7 @@ async def _run(
             owner=Owner(state.id, config.state.dir),
             grace=config.cache.garbage_age,
         )
-        rooms.push_async_callback(_close_store, local)
+        rooms.push_async_callback(close_store, local)
         remotes = [(configured, configured.store()) for configured in configured_remotes(config)]
         remote: Routes | None = None
         if remotes:
@@ -302,7 +300,7 @@ async def _run(
         restarting = Restarting(config)
         handover = left_behind(kept, supervisor) if arrival is None else arrival.handover
         try:
-            await _settle_doubt(local)
+            await settle_doubt(local)
             try:
                 if handover is None:
                     await builds.restore()
@@ -344,7 +342,7 @@ async def _run(
                     builds,
                     StoreFacts(local, config.cache.dir, limits, collection),
                     [str(address) for address in config.listen.addresses],
-                    lambda: _begin_count(local),
+                    lambda: begin_count(local),
                     lambda: mount_facts(front, mount.path),
                     lambda: [remote_facts(*some, healing, queue) for some in remotes],
                     operations,
@@ -402,48 +400,6 @@ async def _running(work: Coroutine[Any, Any, None], tasks: asyncio.TaskGroup) ->
     finally:
         task.cancel()
         await asyncio.wait([task])
-
-
-async def _close_store(store: DiskStore) -> None:
-    try:
-        await asyncio.to_thread(store.close)
-    except OutputdError as error:
-        _log.error("blobs that came lately will be hashed at the next start: %s", error)
-
-
-async def _settle_doubt(store: DiskStore) -> None:
-    """After a power cut: hash what it may have damaged, before anybody asks for it, but do not let the start wait for ever."""
-    looking = threading.Thread(target=_look_through, args=(store,), name="doubt", daemon=True)
-    looking.start()
-    await asyncio.to_thread(looking.join, _DOUBT_SECONDS)
-    if looking.is_alive():
-        _log.info(
-            "blobs are still being hashed, for a power cut may have damaged them; each is before it is served"
-        )
-
-
-def _look_through(store: DiskStore) -> None:
-    try:
-        damaged = store.settle_doubt()
-    except OutputdError as error:
-        _log.warning(
-            "each blob that a power cut may have damaged will be hashed when somebody asks for it: %s", error
-        )
-    else:
-        if damaged:
-            _log.warning("%d blobs were damaged by a power cut, and set aside", damaged)
-
-
-def _begin_count(store: DiskStore) -> None:
-    """Walk the store in a thread: a second for 100,000 blobs. Daemonic, for nobody should wait for it at the end."""
-
-    def count() -> None:
-        try:
-            store.count()
-        except OutputdError as error:
-            _log.warning("the blobs of the store cannot be counted: %s", error)
-
-    threading.Thread(target=count, name="count", daemon=True).start()
 
 
 @contextlib.asynccontextmanager
