@@ -86,7 +86,6 @@ from outputd.store.elsewhere import Elsewhere
 from outputd.store.layout import TAG_DIGEST
 from outputd.store.limits import Limits
 from outputd.store.owners import Owner
-from outputd.store.partials import Partials
 from outputd.store.remote.relays import Relays
 from outputd.store.routing import Routes
 from outputd.supervisor import Supervisor
@@ -153,10 +152,7 @@ async def _run(
         if remotes:
             remote = Routes([configured.route(client) for configured, client in remotes])
             rooms.push_async_callback(remote.close)
-        partials: Partials | None = None
-        if config.outputs.verify == "when-complete":
-            partials = Partials(f"{config.cache.dir}/partial", disk)
-            local.relief.offer(partials.relieve)
+        partials = local.partials if config.outputs.verify == "when-complete" else None
         feed = Feed()
         accounting = Accounting()
         guard = CrawlGuard(crawl_options(config.crawl), accounting)

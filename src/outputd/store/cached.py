@@ -20,6 +20,7 @@ from outputd.digest import Digest
 from outputd.errors import Corrupt, NotFound, OutputdError, Unavailable, Unreachable
 from outputd.store.base import BlobWriter, LocalStore, RemoteBlobs
 from outputd.store.batches import batches
+from outputd.store.chunked import ChunkLists
 from outputd.store.flight import Departure, Flight
 from outputd.store.partial import PartialBlob
 from outputd.store.partials import Partials
@@ -65,6 +66,7 @@ class CachedStore:
         self._gate: list[Flight] = []
         """Small ones that leave together at the next turn of the loop."""
         self._tasks = asyncio.TaskGroup()
+        self._lists = None if partials is None else ChunkLists(local, partials, self._tasks)
         self._closed = True
         self._siblings: dict[str, CachedStore] = {}
         """The same for other instance names of the remote."""
@@ -81,6 +83,8 @@ class CachedStore:
             store._closed = True
             for flight in list(store._flights.values()):
                 flight.close(Unavailable("the store is closing"))
+        if self._lists is not None:
+            self._lists.close()
         await self._tasks.__aexit__(kind, error, traceback)
         for blob in self._ranged.values():
             blob.save()
@@ -103,6 +107,7 @@ class CachedStore:
             )
             sibling._tasks = self._tasks
             sibling._ranged = self._ranged
+            sibling._lists = self._lists
             sibling._closed = self._closed
         return sibling
 
@@ -284,9 +289,11 @@ class CachedStore:
     def _ranged_blob(self, digest: Digest) -> RangedBlob | None:
         """Raises Exhausted or Unavailable."""
         blob = self._ranged.get(digest)
-        if blob is None and self._partials is not None and not self._closed:
+        if blob is None and self._partials is not None and self._lists is not None and not self._closed:
             partial = self._partials.open(digest)
-            blob = self._ranged[digest] = RangedBlob(partial, self._local, self._tasks, self._ranged_ended)
+            blob = self._ranged[digest] = RangedBlob(
+                partial, self._local, self._lists, self._tasks, self._ranged_ended
+            )
         return blob
 
     def _ranged_ended(self, partial: PartialBlob) -> None:
