@@ -158,7 +158,9 @@ async def _run(
         guard = CrawlGuard(crawl_options(config.crawl), accounting)
         accounting.arrivals.append(feed.arrived)
         counted = None if remote is None else Counted(remote, accounting.arrived)
-        store = await rooms.enter_async_context(CachedStore(local, counted, partials))
+        store = await rooms.enter_async_context(
+            CachedStore(local, counted, partials, lambda digest: content.spoilt(digest))
+        )
 
         leases = Leases(config.cache.dir, _remote_identity(config), disk)
         rooms.push_async_callback(leases.close)

@@ -10,7 +10,7 @@ import asyncio
 import logging
 import os
 from collections import deque
-from collections.abc import AsyncGenerator, AsyncIterator, Collection, Iterator, Mapping, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import aclosing
 from functools import partial as bound
 from types import TracebackType
@@ -53,12 +53,18 @@ class CachedStore:
     """A BlobStore. Use as an asynchronous context manager, which owns the tasks of all flights. For one event loop."""
 
     def __init__(
-        self, local: LocalStore, remote: RemoteBlobs | None, partials: Partials | None = None
+        self,
+        local: LocalStore,
+        remote: RemoteBlobs | None,
+        partials: Partials | None = None,
+        spoilt: Callable[[Digest], object] = lambda _: None,
     ) -> None:
-        """Without `partials` every blob is fetched as a whole, and verified before anybody sees a byte of it."""
+        """Without `partials` every blob is fetched as a whole, and verified before anybody sees a byte of it. `spoilt` is told of
+        one of which wrong bytes were read."""
         self._local = local
         self._remote = remote
         self._partials = partials
+        self._spoilt = spoilt
         self._ranged: dict[Digest, RangedBlob] = {}
         """Blobs of which only what is read is fetched."""
         self._flights: dict[Digest, Flight] = {}
@@ -103,7 +109,7 @@ class CachedStore:
                 for known in idle:
                     del self._siblings[known]
             sibling = self._siblings[name] = CachedStore(
-                self._local, self._remote.of_instance(name), self._partials
+                self._local, self._remote.of_instance(name), self._partials, self._spoilt
             )
             sibling._tasks = self._tasks
             sibling._ranged = self._ranged
@@ -292,7 +298,7 @@ class CachedStore:
         if blob is None and self._partials is not None and self._lists is not None and not self._closed:
             partial = self._partials.open(digest)
             blob = self._ranged[digest] = RangedBlob(
-                partial, self._local, self._lists, self._tasks, self._ranged_ended
+                partial, self._local, self._lists, self._tasks, self._ranged_ended, self._spoilt
             )
         return blob
 

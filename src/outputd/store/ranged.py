@@ -1,10 +1,10 @@
 """Fetching of a large blob only what somebody reads, and a little ahead; never decides which blobs are read this way.
 
-Each reader that goes on where it stopped gets a window ahead of it that doubles; one that jumps gets what it asks for and a small
-window. A granule is asked for once, whoever waits for it. Where the server tells the chunks of the blob, whole chunks come, each
-verified before a byte of it is read (chunked.py). When all of the blob is here it is hashed as a whole, and becomes a blob of the
-local store; without chunks nothing was verified before that. Where the hash does not match, that is logged, and the bytes are
-thrown away.
+Each reader that goes on where it stopped gets a window ahead of it that grows with what it has read; one that jumps gets what it
+asks for and a small window. A granule is asked for once, whoever waits for it. Where the server tells the chunks of the blob, whole
+chunks come, each verified before a byte of it is read (chunked.py). When all of the blob is here it is hashed as a whole, and
+becomes a blob of the local store; without chunks nothing was verified before that. Where the hash does not match, that is logged,
+and the bytes are thrown away.
 """
 
 from __future__ import annotations
@@ -35,6 +35,8 @@ _READERS: Final = 8
 """Readers of one blob that are told apart."""
 _RUN: Final = 16 << 20
 """Most bytes of one call: the end of a window is not waited for with its beginning."""
+_WHOLE: Final = 1 << 20
+"""Large windows end at multiples of it, in bytes: BuildGrid sends no less than that of anything, whatever the limit."""
 _WRITE_HERE: Final = 256 << 10
 """Bytes up to which writing to the disk does not go to a thread."""
 _NEARLY: Final = 1 / 16
@@ -44,12 +46,17 @@ _NEARLY: Final = 1 / 16
 class _Reader:
     """Somebody who reads on."""
 
-    __slots__ = ("next", "window")
+    __slots__ = ("began", "next")
 
-    def __init__(self) -> None:
-        self.next = 0
+    def __init__(self, began: int) -> None:
+        self.began = began
+        self.next = began
         """Where the next read is expected."""
-        self.window = _FIRST_WINDOW // 2
+
+    @property
+    def window(self) -> int:
+        """How much to fetch ahead: as much as was read in a row, so that at most twice of it moves."""
+        return max(_FIRST_WINDOW, min(self.next - self.began, _LARGEST_WINDOW))
 
 
 class _Run:
@@ -76,13 +83,15 @@ class RangedBlob:
         lists: ChunkLists,
         tasks: asyncio.TaskGroup,
         finished: Callable[[PartialBlob], None],
+        spoilt: Callable[[Digest], object],
     ) -> None:
-        """`finished` is told when nobody has it open any more and nothing is under way."""
+        """`finished` is told when nobody has it open any more and nothing is under way, `spoilt` when what was read was wrong."""
         self._partial = partial
         self._local = local
         self._chunked = ChunkedBlob(partial, lists)
         self._tasks = tasks
         self._finished = finished
+        self._spoilt = spoilt
         self._readers: list[_Reader] = []
         """The one that read last at the end."""
         self._runs: list[_Run] = []
@@ -166,13 +175,14 @@ class RangedBlob:
                 del self._readers[index]
                 break
         else:
-            reader = _Reader()
+            reader = _Reader(offset)
             del self._readers[: 1 - _READERS]
-        if end > reader.next:
-            reader.next = end
-            reader.window = min(2 * reader.window, _LARGEST_WINDOW)
+        reader.next = max(reader.next, end)
         self._readers.append(reader)
-        return min(end + reader.window, self._partial.size)
+        ahead = end + reader.window
+        if reader.window >= _WHOLE:
+            ahead += -ahead % _WHOLE
+        return min(ahead, self._partial.size)
 
     def _begin(self, start: int, end: int, remote: RemoteBlobs) -> None:
         """Ask for what is missing of these bytes and not on its way."""
@@ -258,6 +268,7 @@ class RangedBlob:
         except OutputdError as error:
             _log.error("blob %s: %s", partial.digest, error)
             if isinstance(error, Corrupt):
+                self._spoilt(partial.digest)
                 partial.empty()
                 self._chunked.distrust("its chunks do not make it up")
 

@@ -108,12 +108,13 @@ class World:
         self.lists = ChunkLists(self.store, self.store.partials, tasks)
         self.tasks = tasks
         self.open: dict[Digest, RangedBlob] = {}
+        self.spoilt: list[Digest] = []
 
     def blob(self, remote: Remote) -> RangedBlob:
         digest = remote.digest
         if digest not in self.open:
             partial = self.store.partials.open(digest)
-            blob = RangedBlob(partial, self.store, self.lists, self.tasks, self._ended)
+            blob = RangedBlob(partial, self.store, self.lists, self.tasks, self._ended, self.spoilt.append)
             blob.acquire()
             self.open[digest] = blob
         return self.open[digest]
@@ -276,6 +277,7 @@ def test_chunks_that_make_up_another_blob_are_found_out(
             assert await w.read_all(remote) != DATA
             await until(lambda: "have the digest" in caplog.text)
             assert not w.store.has(digest_of(DATA))
+            assert w.spoilt == [digest_of(DATA)]
             assert await w.read_all(remote) == DATA
             await until(lambda: w.store.has(digest_of(DATA)))
             assert "its chunks do not make it up; it is read in plain ranges" in caplog.text

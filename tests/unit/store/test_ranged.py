@@ -67,8 +67,9 @@ class World:
         self.partial = PartialBlob(str(path / "partial"), digest, RealDisk(), BOOT, self.store)
         self.remote = remote
         self.ended: list[PartialBlob] = []
+        self.spoilt: list[Digest] = []
         lists = ChunkLists(self.store, self.store.partials, tasks)
-        self.blob = RangedBlob(self.partial, self.store, lists, tasks, self.ended.append)
+        self.blob = RangedBlob(self.partial, self.store, lists, tasks, self.ended.append, self.spoilt.append)
         self.blob.acquire()
 
     async def read(self, offset: int, size: int) -> bytes:
@@ -152,6 +153,7 @@ def test_wrong_bytes_are_thrown_away(tmp_path: Path, caplog: pytest.LogCaptureFi
         assert not w.store.has(DIGEST)
         assert w.partial.bytes_left == len(DATA)
         assert "have the digest" in caplog.text
+        assert w.spoilt == [DIGEST]
 
     asyncio.run(run())
 
