@@ -52,6 +52,11 @@ class RemoteThread:
         self.fake.add(data, function)
         return digest_of(data, function)
 
+    def add_in_chunks(self, data: bytes, size: int) -> reapi.Digest:
+        """One that the server tells the chunks of, each of `size`."""
+        self.fake.cut(self.fake.add(data), size)
+        return digest_of(data)
+
     def fail(self, method: str, *faults: Fault) -> None:
         self.fake.fail(method, *faults)
 

@@ -91,7 +91,6 @@ from outputd.store.elsewhere import Elsewhere
 from outputd.store.layout import TAG_DIGEST
 from outputd.store.limits import Limits
 from outputd.store.owners import Owner
-from outputd.store.partials import Partials
 from outputd.store.remote.relays import Relays
 from outputd.store.routing import Routes
 from outputd.supervisor import Supervisor
@@ -157,10 +156,7 @@ async def _run(
         if remotes:
             remote = Routes([configured.route(client) for configured, client in remotes])
             rooms.push_async_callback(remote.close)
-        partials: Partials | None = None
-        if config.outputs.verify == "when-complete":
-            partials = Partials(f"{config.cache.dir}/partial", disk)
-            local.relief.offer(partials.relieve)
+        partials = local.partials if config.outputs.verify == "when-complete" else None
         feed = Feed()
         accounting = Accounting()
         guard = CrawlGuard(crawl_options(config.crawl), accounting)
@@ -169,7 +165,9 @@ async def _run(
         rooms.callback(profiles.close)
         accounting.arrivals.append(feed.arrived)
         counted = None if remote is None else Counted(remote, accounting.arrived)
-        store = await rooms.enter_async_context(CachedStore(local, counted, partials))
+        store = await rooms.enter_async_context(
+            CachedStore(local, counted, partials, lambda digest: content.spoilt(digest))
+        )
         leases = Leases(config.cache.dir, (lambda _: "") if remote is None else remote.place, disk)
         rooms.push_async_callback(leases.close)
         reading = Elsewhere(store, lambda: {base.instance_name for base in builds.live()})

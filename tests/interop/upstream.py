@@ -25,7 +25,8 @@ class Upstream:
     def __init__(self, start: Starter, directory: Path, *options: str) -> None:
         self.relay: Final = Relay(directory / "relay", "")
         self._starter: Final = start
-        self._directory: Final = directory / "server"
+        self.directory: Final = directory / "server"
+        """Where it keeps everything."""
         self._options: Final = options
         self._running: AbstractContextManager[Server] | None = None
         self._channel: grpc.Channel | None = None
@@ -33,7 +34,7 @@ class Upstream:
         """Of the server itself, for gRPC; another one after each start."""
 
     def start(self) -> None:
-        self._running = self._starter(self._directory, *self._options)
+        self._running = self._starter(self.directory, *self._options)
         url = self._running.__enter__().url
         self.address = address = url.removeprefix("grpc://")
         self._channel = grpc.insecure_channel(address)
@@ -53,13 +54,18 @@ class Upstream:
     def lose_everything(self) -> None:
         """Stop it, and start it with nothing in it."""
         self.stop()
-        shutil.rmtree(self._directory / "cas")
+        shutil.rmtree(self.directory / "cas")
         self.start()
+
+    @property
+    def channel(self) -> grpc.Channel:
+        """To call it, past the relay."""
+        assert self._channel is not None
+        return self._channel
 
     def cas(self, instance: str = "", function: DigestFunction = SHA256) -> Cas:
         """To put blobs into it and to ask for them, past the relay."""
-        assert self._channel is not None
-        return Cas(self._channel, instance, function)
+        return Cas(self.channel, instance, function)
 
 
 @contextmanager

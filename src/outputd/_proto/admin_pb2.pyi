@@ -363,6 +363,8 @@ class Store(_message.Message):
     FREE_FILES_FIELD_NUMBER: _builtins.int
     KEEP_FREE_BYTES_FIELD_NUMBER: _builtins.int
     HIGH_MARK_BYTES_FIELD_NUMBER: _builtins.int
+    PARTIAL_BLOBS_FIELD_NUMBER: _builtins.int
+    PARTIAL_BYTES_FIELD_NUMBER: _builtins.int
     path: _builtins.str
     """Its directory."""
     blobs: _builtins.int
@@ -385,6 +387,10 @@ class Store(_message.Message):
     """Room that is to be left free: below it, blobs are evicted."""
     high_mark_bytes: _builtins.int
     """Sizes of all blobs together above which blobs are evicted. 0: no such mark is set."""
+    partial_blobs: _builtins.int
+    """Large blobs of which only some bytes were fetched; not among `blobs`."""
+    partial_bytes: _builtins.int
+    """Room that these take on the disk. It counts for `high_mark_bytes`."""
     def __init__(
         self,
         *,
@@ -399,10 +405,12 @@ class Store(_message.Message):
         free_files: _builtins.int = ...,
         keep_free_bytes: _builtins.int = ...,
         high_mark_bytes: _builtins.int = ...,
+        partial_blobs: _builtins.int = ...,
+        partial_bytes: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["available_bytes", b"available_bytes", "blob_bytes", b"blob_bytes", "blobs", b"blobs", "free_files", b"free_files", "high_mark_bytes", b"high_mark_bytes", "keep_free_bytes", b"keep_free_bytes", "local_only_blobs", b"local_only_blobs", "local_only_bytes", b"local_only_bytes", "path", b"path", "total_bytes", b"total_bytes", "total_files", b"total_files"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["available_bytes", b"available_bytes", "blob_bytes", b"blob_bytes", "blobs", b"blobs", "free_files", b"free_files", "high_mark_bytes", b"high_mark_bytes", "keep_free_bytes", b"keep_free_bytes", "local_only_blobs", b"local_only_blobs", "local_only_bytes", b"local_only_bytes", "partial_blobs", b"partial_blobs", "partial_bytes", b"partial_bytes", "path", b"path", "total_bytes", b"total_bytes", "total_files", b"total_files"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

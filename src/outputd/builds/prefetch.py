@@ -138,12 +138,13 @@ class Prefetch:
         yield done
 
     async def forget(self, root: Directory, patterns: Patterns) -> Forgotten:
-        """Drop local copies of what matches, as far as the remote has it at this moment. Raises as `of`."""
+        """Drop local copies of what matches, those in part too, as far as the remote has it at this moment. Raises as `of`."""
         done = Forgotten()
         digests, unhashed = await self._digests(root, patterns, done.matched)
         done.only_here = unhashed
         blobs = self._blobs.of_instance(root.volume.instance_name)
-        here = digests - await in_thread(self._blobs.local.missing, digests)
+        not_whole = await in_thread(self._blobs.local.missing, digests)
+        here = digests - {digest for digest in not_whole if not self._store.partials.has(digest)}
         absent = await blobs.missing_remotely(here) if here else set()
         for digest in absent:
             done.only_here.add(digest.size)
@@ -154,8 +155,14 @@ class Prefetch:
         for digest in digests:
             if digest in held:
                 done.held.add(digest.size)
-            elif self._store.forget(digest):
+                continue
+            room = self._store.partials.remove(digest)
+            if self._store.forget(digest):
                 done.dropped.add(digest.size)
+            elif room is not None:
+                done.dropped.add(room)
+            elif self._store.partials.has(digest):
+                done.held.add(digest.size)
 
     async def _digests(
         self, root: Directory, patterns: Patterns, matched: Count

@@ -78,6 +78,8 @@ def as_data(status: GetStatusResponse) -> dict[str, object]:
             "blob_bytes": status.store.blob_bytes if status.store.blob_bytes >= 0 else None,
             "local_only_blobs": status.store.local_only_blobs if status.store.blobs >= 0 else None,
             "local_only_bytes": status.store.local_only_bytes if status.store.blobs >= 0 else None,
+            "partial_blobs": status.store.partial_blobs,
+            "partial_bytes": status.store.partial_bytes,
             "total_bytes": status.store.total_bytes,
             "available_bytes": status.store.available_bytes,
             "keep_free_bytes": status.store.keep_free_bytes,
@@ -245,6 +247,8 @@ def _lines(status: GetStatusResponse, console: Console) -> Iterator[str]:
             f"{show_count(store.blobs)} blobs, {show_bytes(store.blob_bytes)} "
             f"({show_bytes(store.blob_bytes - store.local_only_bytes)} evictable, {show_bytes(store.local_only_bytes)} only here)"
         )
+    if store.partial_blobs:
+        held += f", {show_bytes(store.partial_bytes)} of {show_count(store.partial_blobs)} more that are here in part"
     room = f"{show_bytes(store.available_bytes)} of {show_bytes(store.total_bytes)} free"
     if store.total_files:
         room += f", {show_count(store.free_files)} inodes"

@@ -163,7 +163,8 @@ class Cache:
         Key(
             Optional(Room()),
             None,
-            "Sizes of all blobs together above which what was not used for longest goes; not set: as much as `keep_free` leaves.",
+            "Sizes of all blobs together (of those that are here in part, what is here) above which what was not used for longest "
+            "goes; not set: as much as `keep_free` leaves.",
         ),
     ]
     low_mark: Annotated[
@@ -215,8 +216,9 @@ class Outputs:
         Key(
             Choice(("when-complete", "whole-blob")),
             "when-complete",
-            "Whether of blobs from 4 MiB on only what is read is fetched, and verified once all of it is here, or nobody sees a "
-            "byte of any blob before all of it was fetched and verified (`whole-blob`).",
+            "Whether of blobs from 4 MiB on only what is read is fetched, verified chunk by chunk where the remote tells chunks "
+            "and else once all of it is here, or nobody sees a byte of any blob before all of it was fetched and verified "
+            "(`whole-blob`).",
         ),
     ]
     lease_seconds: Annotated[

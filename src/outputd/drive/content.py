@@ -72,6 +72,7 @@ class Content:
         self._open: dict[File, OpenFile] = {}
         self._fetches: Flights[Digest] = Flights(tasks)
         self._copies: Flights[File] = Flights(tasks)
+        self._spoilt: set[Digest] = set()
         self.read_ahead: Final = Siblings(blobs, permits)
         """To be run as long as files are read."""
         # Keys only have to differ from those of private files that an earlier run left behind.
@@ -160,6 +161,14 @@ class Content:
     def open_digests(self) -> set[Digest]:
         """The blobs of open files, some of which may have to be opened yet. From any thread."""
         return {file.content for file in list(self._open) if isinstance(file.content, Digest)}
+
+    def spoilt(self, digest: Digest) -> None:
+        """Of this blob bytes were read that turned out to be wrong."""
+        self._spoilt.add(digest)
+
+    def trusted(self, file: File) -> bool:
+        """Whether what was read of a file before can be relied on."""
+        return file.content not in self._spoilt
 
     def is_open(self, file: File) -> bool:
         return file in self._open

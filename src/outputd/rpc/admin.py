@@ -131,6 +131,8 @@ class Admin:
                 available_bytes=usage.available,
                 local_only_blobs=usage.local_only_blobs,
                 local_only_bytes=usage.local_only_bytes,
+                partial_blobs=usage.partial_blobs,
+                partial_bytes=usage.partial_bytes,
                 total_files=usage.files,
                 free_files=usage.files_free,
                 keep_free_bytes=self._store.limits.free_goal(usage.total),

@@ -5,7 +5,7 @@ Every implementation passes `tests/unit/store/conformance.py`.
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator, AsyncIterator, Callable, Collection, Mapping
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -30,6 +30,10 @@ class Usage:
     local_only_blobs: int
     """Those that no remote is known to have, or -1 while nobody counted them."""
     local_only_bytes: int
+    partial_blobs: int
+    """Large blobs of which only some bytes are here; not among `blobs`."""
+    partial_bytes: int
+    """Room that these take on the disk."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,6 +48,8 @@ class RemoteAbilities:
     """Lowercase names usable on ByteStream, for instance `zstd`."""
     api_version: str
     """`low-high` as the server tells it."""
+    splits: bool
+    """Whether it tells of which chunks a blob is made (SplitBlob)."""
 
 
 class LocalStore(Protocol):
@@ -117,12 +123,23 @@ class RemoteBlobs(Protocol):
     async def find_missing(self, digests: Collection[Digest]) -> set[Digest]:
         """FindMissingBlobs, in batches of any number the server takes."""
 
-    async def read_batch(self, digests: Collection[Digest]) -> Mapping[Digest, bytes | OutputdError]:
-        """Small blobs, each verified. Every digest asked for has an entry: its bytes, or the error that befell it alone."""
+    async def read_batch(
+        self, digests: Collection[Digest], *, part_of: Digest | None = None
+    ) -> Mapping[Digest, bytes | OutputdError]:
+        """Small blobs, each verified. Every digest asked for has an entry: its bytes, or the error that befell it alone.
+
+        `part_of` is the blob whose chunks they are, for whoever counts.
+        """
 
     def read_stream(self, digest: Digest, offset: int = 0, limit: int = 0) -> AsyncGenerator[bytes]:
         """The bytes of one blob from `offset`, at most `limit` unless that is 0, resumed over broken streams. Never more than the
         digest's size. Not verified here: the receiver hashes."""
+
+    async def split(self, digest: Digest) -> Sequence[Digest] | None:
+        """The chunks of which a blob is made, in order, as the server says, which nobody has checked; None when it knows none.
+
+        Raises Unsupported when it had offered to tell, and once only: from then on it counts as one that does not.
+        """
 
     async def write(self, digest: Digest, data: Callable[[], AsyncGenerator[bytes]]) -> None:
         """Upload one blob. `data` gives its bytes from the start, again for each try."""

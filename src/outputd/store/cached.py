@@ -10,7 +10,7 @@ import asyncio
 import logging
 import os
 from collections import deque
-from collections.abc import AsyncGenerator, AsyncIterator, Collection, Iterator, Mapping, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import aclosing
 from functools import partial as bound
 from types import TracebackType
@@ -20,6 +20,7 @@ from outputd.digest import Digest
 from outputd.errors import Corrupt, NotFound, OutputdError, Unavailable, Unreachable
 from outputd.store.base import BlobWriter, LocalStore, RemoteBlobs
 from outputd.store.batches import batches
+from outputd.store.chunked import ChunkLists
 from outputd.store.flight import Departure, Flight
 from outputd.store.partial import PartialBlob
 from outputd.store.partials import Partials
@@ -52,12 +53,18 @@ class CachedStore:
     """A BlobStore. Use as an asynchronous context manager, which owns the tasks of all flights. For one event loop."""
 
     def __init__(
-        self, local: LocalStore, remote: RemoteBlobs | None, partials: Partials | None = None
+        self,
+        local: LocalStore,
+        remote: RemoteBlobs | None,
+        partials: Partials | None = None,
+        spoilt: Callable[[Digest], object] = lambda _: None,
     ) -> None:
-        """Without `partials` every blob is fetched as a whole, and verified before anybody sees a byte of it."""
+        """Without `partials` every blob is fetched as a whole, and verified before anybody sees a byte of it. `spoilt` is told of
+        one of which wrong bytes were read."""
         self._local = local
         self._remote = remote
         self._partials = partials
+        self._spoilt = spoilt
         self._ranged: dict[Digest, RangedBlob] = {}
         """Blobs of which only what is read is fetched."""
         self._flights: dict[Digest, Flight] = {}
@@ -65,6 +72,7 @@ class CachedStore:
         self._gate: list[Flight] = []
         """Small ones that leave together at the next turn of the loop."""
         self._tasks = asyncio.TaskGroup()
+        self._lists = None if partials is None else ChunkLists(local, partials, self._tasks)
         self._closed = True
         self._siblings: dict[str, CachedStore] = {}
         """The same for other instance names of the remote."""
@@ -81,6 +89,8 @@ class CachedStore:
             store._closed = True
             for flight in list(store._flights.values()):
                 flight.close(Unavailable("the store is closing"))
+        if self._lists is not None:
+            self._lists.close()
         await self._tasks.__aexit__(kind, error, traceback)
         for blob in self._ranged.values():
             blob.save()
@@ -99,10 +109,11 @@ class CachedStore:
                 for known in idle:
                     del self._siblings[known]
             sibling = self._siblings[name] = CachedStore(
-                self._local, self._remote.of_instance(name), self._partials
+                self._local, self._remote.of_instance(name), self._partials, self._spoilt
             )
             sibling._tasks = self._tasks
             sibling._ranged = self._ranged
+            sibling._lists = self._lists
             sibling._closed = self._closed
         return sibling
 
@@ -284,9 +295,11 @@ class CachedStore:
     def _ranged_blob(self, digest: Digest) -> RangedBlob | None:
         """Raises Exhausted or Unavailable."""
         blob = self._ranged.get(digest)
-        if blob is None and self._partials is not None and not self._closed:
+        if blob is None and self._partials is not None and self._lists is not None and not self._closed:
             partial = self._partials.open(digest)
-            blob = self._ranged[digest] = RangedBlob(partial, self._local, self._tasks, self._ranged_ended)
+            blob = self._ranged[digest] = RangedBlob(
+                partial, self._local, self._lists, self._tasks, self._ranged_ended, self._spoilt
+            )
         return blob
 
     def _ranged_ended(self, partial: PartialBlob) -> None:

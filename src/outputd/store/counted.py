@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator, Callable, Collection, Mapping
+from collections.abc import AsyncGenerator, Callable, Collection, Mapping, Sequence
 from contextlib import aclosing
 from typing import TypeAlias
 
@@ -27,11 +27,13 @@ class Counted:
     async def find_missing(self, digests: Collection[Digest]) -> set[Digest]:
         return await self._remote.find_missing(digests)
 
-    async def read_batch(self, digests: Collection[Digest]) -> Mapping[Digest, bytes | OutputdError]:
-        found = await self._remote.read_batch(digests)
+    async def read_batch(
+        self, digests: Collection[Digest], *, part_of: Digest | None = None
+    ) -> Mapping[Digest, bytes | OutputdError]:
+        found = await self._remote.read_batch(digests, part_of=part_of)
         for digest, data in found.items():
             if isinstance(data, bytes):
-                self._arrived(digest, len(data))
+                self._arrived(part_of or digest, len(data))
         return found
 
     async def read_stream(self, digest: Digest, offset: int = 0, limit: int = 0) -> AsyncGenerator[bytes]:
@@ -39,6 +41,9 @@ class Counted:
             async for piece in pieces:
                 self._arrived(digest, len(piece))
                 yield piece
+
+    async def split(self, digest: Digest) -> Sequence[Digest] | None:
+        return await self._remote.split(digest)
 
     async def write(self, digest: Digest, data: Callable[[], AsyncGenerator[bytes]]) -> None:
         await self._remote.write(digest, data)

@@ -27,6 +27,7 @@ from outputd.store.disk_writer import DiskWriter
 from outputd.store.doubt import Doubt
 from outputd.store.layout import BLOB_MODE, LOCAL_ONLY, Found, Layout
 from outputd.store.owners import SOLE, Owner, Owners
+from outputd.store.partials import Partials
 from outputd.store.room import Relief, is_full, who_holds_it
 from outputd.store.tally import Entry, Tally
 from outputd.store.temporaries import Temporaries
@@ -65,6 +66,7 @@ class DiskStore:
         """Held while a blob gets its name, loses it, or is kept from losing it."""
         self.tally: Final = Tally(self._lock)
         self._flushing = threading.Lock()
+        self.partials: Final = Partials(self.layout.partial, disk, self)
         self._unsynced = True
         """Blobs came since the last flush, or may have: nobody knows what the last run left unsynced."""
         try:
@@ -74,6 +76,7 @@ class DiskStore:
             self._temporaries = Temporaries(self.layout.tmp, disk)
             self._doubt = Doubt(self.layout.synced, disk, fresh=fresh, boot=boot)
             self.relief: Final = Relief(self._growth_step())
+            self.partials.load()
         except OSError as error:
             raise self.failed(error, "prepare the store", self.layout.root) from error
         self.private: Final = self._owners.private
@@ -214,6 +217,7 @@ class DiskStore:
             room = os.statvfs(self.layout.root)
         except OSError as error:
             raise self.failed(error, "measure the store", self.layout.root) from error
+        partials = self.partials.list()
         return Usage(
             room.f_blocks * room.f_frsize,
             room.f_bfree * room.f_frsize,
@@ -221,6 +225,8 @@ class DiskStore:
             room.f_files,
             room.f_ffree,
             *self.tally.totals,
+            partial_blobs=len(partials),
+            partial_bytes=sum(part.room for part in partials),
         )
 
     # what outlives a power cut
@@ -377,6 +383,10 @@ class DiskStore:
         """The disk is full, here or where private files lie: have something freed. Whether it is worth trying once more."""
         return self.relief.ask(size, self._who_holds_the_room)
 
+    def grew(self, size: int) -> None:
+        """Bytes came of a blob that is here in part."""
+        self.relief.grew(size)
+
     def failed(self, error: OSError, doing: str, path: str) -> OutputdError:
         reason = error.strerror or str(error)
         if not is_full(error) and error.errno != errno.EFBIG:
@@ -386,7 +396,8 @@ class DiskStore:
     # within
 
     def _who_holds_the_room(self) -> str:
-        return who_holds_it(self.layout.root, self.layout.private, self.tally.totals)
+        partial = sum(part.room for part in self.partials.list())
+        return who_holds_it(self.layout.root, self.layout.private, self.tally.totals, partial)
 
     def _growth_step(self) -> int:
         """Bytes of arrivals between two looks at the room that is left. Raises OSError."""

@@ -17,6 +17,7 @@ from typing import Final, NamedTuple
 from outputd.store.disk_store import DiskStore
 from outputd.store.layout import Found
 from outputd.store.limits import Excess
+from outputd.store.partials import Part
 
 _MARGIN: Final = 0.1
 """Seconds that a ctime may lie before the clock's time of the call (the kernel's coarse clock, generously)."""
@@ -66,6 +67,12 @@ class Judge:
             return Kind.KEPT
         return Kind.RESULTS if digest in self.results else Kind.GARBAGE
 
+    def kind_of_part(self, part: Part, store: DiskStore) -> Kind:
+        """The same for a blob of which some bytes are here: those have come from the remote."""
+        if part.open or part.digest in self.held:
+            return Kind.HELD
+        return Kind.GARBAGE if store.is_here(part.digest) else Kind.CACHED
+
 
 @dataclass(slots=True)
 class Amounts:
@@ -81,7 +88,7 @@ class Amounts:
 
 @dataclass(slots=True)
 class Survey:
-    """What one walk has found, by kind. The arrays have the same order."""
+    """What one walk has found, by kind, blobs of which some bytes are here among them. The arrays have the same order."""
 
     amounts: dict[Kind, Amounts] = field(default_factory=lambda: {kind: Amounts() for kind in Kind})
     uses: dict[Kind, array[float]] = field(default_factory=lambda: {kind: array("d") for kind in _MAY_GO})
@@ -89,6 +96,13 @@ class Survey:
     rooms: dict[Kind, array[int]] = field(default_factory=lambda: {kind: array("q") for kind in _MAY_GO})
     """Bytes on the disk."""
     sizes: dict[Kind, array[int]] = field(default_factory=lambda: {kind: array("q") for kind in _MAY_GO})
+
+    def add(self, kind: Kind, used: float, room: int, size: int) -> None:
+        self.amounts[kind].add(room)
+        if kind in self.uses:
+            self.uses[kind].append(used)
+            self.rooms[kind].append(room)
+            self.sizes[kind].append(size)
 
 
 @dataclass(frozen=True, slots=True)
@@ -121,13 +135,9 @@ def survey(store: DiskStore, judge: Judge, rest: Callable[[float], object] | Non
     result = Survey()
     for fan in store.walk(rest):
         for found in fan:
-            kind = judge.kind(found)
-            room = found.room
-            result.amounts[kind].add(room)
-            if kind in result.uses:
-                result.uses[kind].append(found.status.st_atime)
-                result.rooms[kind].append(room)
-                result.sizes[kind].append(found.digest.size)
+            result.add(judge.kind(found), found.status.st_atime, found.room, found.digest.size)
+    for part in store.partials.list():
+        result.add(judge.kind_of_part(part, store), part.used, part.room, part.room)
     return result
 
 
@@ -171,21 +181,28 @@ def remove(
     if not bounds:
         return gone
     ties = {kind: bound.ties for kind, bound in bounds.items()}
+
+    def goes(kind: Kind, used: float) -> bool:
+        return kind in bounds and (used < bounds[kind].used or (used == bounds[kind].used and ties[kind] > 0))
+
+    def went(kind: Kind, used: float, room: int) -> None:
+        ties[kind] -= used == bounds[kind].used
+        gone[kind].add(room)
+        whole.add(room)
+
+    for part in store.partials.list():
+        kind = judge.kind_of_part(part, store)
+        if goes(kind, part.used) and (room := store.partials.remove(part.digest, part.used)) is not None:
+            went(kind, part.used, room)
     for fan in store.walk(rest):
         for found in fan:
             kind = judge.kind(found)
             used = found.status.st_atime
-            if (
-                kind not in bounds
-                or used > bounds[kind].used
-                or (used == bounds[kind].used and not ties[kind])
-            ):
-                continue
             # What can be fetched again may go whatever happens; the rest, if nobody has asked for it since.
-            if store.evict(found, math.inf if kind is Kind.CACHED else judge.began - _MARGIN):
-                ties[kind] -= used == bounds[kind].used
-                gone[kind].add(found.room)
-                whole.add(found.room)
+            if goes(kind, used) and store.evict(
+                found, math.inf if kind is Kind.CACHED else judge.began - _MARGIN
+            ):
+                went(kind, used, found.room)
         if progress is not None:
             progress(whole)
     return gone
@@ -202,6 +219,9 @@ def relieve(store: DiskStore, held: Container[bytes], wanted: int, seconds: floa
     freed = 0
     # Not the least recently used of all, that would take a look at every blob: those of an age, wherever they are met first.
     for age in (24 * 3600.0, 3600.0, 60.0, 0.0):
+        for part in store.partials.list():
+            if part.used <= now - age and not part.open and part.digest not in held:
+                freed += store.partials.remove(part.digest) or 0
         for fan in store.walk(shuffled=True):
             for found in fan:
                 if found.local_only or found.digest in held or found.status.st_atime > now - age:

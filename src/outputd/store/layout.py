@@ -74,6 +74,7 @@ class Layout:
         self.private: Final = f"{self.root}/private"
         self.owners: Final = f"{self.root}/owners"
         self.damaged: Final = f"{self.root}/damaged"
+        self.partial: Final = f"{self.root}/partial"
         self.tmp: Final = f"{self.root}/tmp"
         self.empty: Final = f"{self.root}/empty"
         self.tag: Final = f"{self.root}/{TAG_NAME}"
@@ -117,7 +118,7 @@ class Layout:
                     f"{self.root}: the store has format {found.decode('ascii', 'replace')!r}, and this outputd reads {FORMAT}; "
                     "use the outputd that wrote it, or choose another directory (--cache-dir)"
                 )
-        for name in ("blobs", "tmp", "private", "damaged"):
+        for name in ("blobs", "tmp", "private", "partial", "damaged"):
             make_directories(disk, f"{self.root}/{name}")
         os.close(disk.open(self.empty, os.O_RDONLY | os.O_CREAT, BLOB_MODE))
         self._tag(disk)

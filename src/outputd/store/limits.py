@@ -32,7 +32,7 @@ class Limits:
     """What the settings say of the store's size; None is "not set"."""
 
     high_mark: Amount | None = None
-    """Of the blobs' sizes."""
+    """Of the blobs' sizes; of those that are here in part, what is here counts."""
     low_mark: Amount | None = None
     max_blobs: int | None = None
     keep_free: Amount | None = None
@@ -66,14 +66,16 @@ class Excess(NamedTuple):
 def excess(limits: Limits, usage: Usage) -> Excess:
     """By how much a store is over its marks, counted down to the low ones."""
     room = sizes = files = 0
-    if limits.high_mark is not None and usage.blob_bytes > (high := limits.high_mark.of(usage.total)):
+    known = usage.blobs >= 0
+    blob_bytes, blobs = usage.blob_bytes + usage.partial_bytes, usage.blobs + usage.partial_blobs
+    if known and limits.high_mark is not None and blob_bytes > (high := limits.high_mark.of(usage.total)):
         low = int(high * _LOW) if limits.low_mark is None else min(limits.low_mark.of(usage.total), high)
-        sizes = usage.blob_bytes - low
+        sizes = blob_bytes - low
     free = limits.free_goal(usage.total)
     if usage.available < free:
         room = int(free * _SLACK) - usage.available
-    if limits.max_blobs is not None and usage.blobs > limits.max_blobs:
-        files = usage.blobs - int(limits.max_blobs * _LOW)
+    if known and limits.max_blobs is not None and blobs > limits.max_blobs:
+        files = blobs - int(limits.max_blobs * _LOW)
     # Some file systems make inodes as they need them, and tell 0 of 0 (btrfs).
     free_files = usage.files * _FREE_FILES_PERCENT // 100
     if usage.files_free < free_files:

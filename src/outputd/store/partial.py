@@ -9,10 +9,11 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator
 from contextlib import suppress
-from typing import Final
+from typing import Final, Protocol
 
 from outputd.digest import Digest
 from outputd.disk.disk import Disk
+from outputd.store.room import is_full
 
 GRANULE: Final = 64 << 10
 """Bytes that are filled or missing together."""
@@ -20,18 +21,29 @@ MAP: Final = ".map"
 _MARK: Final = b"outputd partial 1\n"
 
 
+class Room(Protocol):
+    """Who tends the disk."""
+
+    def make_room(self, size: int) -> bool:
+        """The disk is full; whether it is worth trying once more."""
+
+    def grew(self, size: int) -> None:
+        """So many bytes have come."""
+
+
 class PartialBlob:
     """One such blob, open. For one thread at a time, but for `write`, which may run in others for bytes that nobody else writes."""
 
-    __slots__ = ("_boot", "_disk", "_filled", "_left", "_path", "digest", "fd", "size")
+    __slots__ = ("_boot", "_disk", "_filled", "_left", "_path", "_room", "digest", "fd", "size")
 
-    def __init__(self, path: str, digest: Digest, disk: Disk, boot: bytes) -> None:
+    def __init__(self, path: str, digest: Digest, disk: Disk, boot: bytes, room: Room) -> None:
         """Open it as an earlier run of this boot has left it, else empty. Raises OSError."""
         self.digest: Final = digest
         self.size: Final = digest.size
         self._path = path
         self._disk = disk
         self._boot = boot
+        self._room = room
         granules = -(-self.size // GRANULE)
         self.fd: Final = disk.open(path, os.O_RDWR | os.O_CREAT, 0o600)
         """To read from what is filled."""
@@ -83,7 +95,13 @@ class PartialBlob:
         with memoryview(data) as view:
             done = 0
             while done < len(view):
-                done += os.pwrite(self.fd, view[done:], offset + done)
+                try:
+                    done += os.pwrite(self.fd, view[done:], offset + done)
+                except OSError as error:
+                    if not is_full(error) or not self._room.make_room(len(view) - done):
+                        raise
+                    done += os.pwrite(self.fd, view[done:], offset + done)
+        self._room.grew(len(data))
 
     def fill(self, start: int, end: int) -> None:
         """These bytes are here now; granules that they cover in part do not count."""
@@ -123,6 +141,15 @@ class PartialBlob:
     def map_path(self) -> str:
         """Where is written down what is filled."""
         return f"{self._path}{MAP}"
+
+    @staticmethod
+    def is_of_boot(path: str, disk: Disk, boot: bytes) -> bool:
+        """Whether what is written down beside the bytes there was written in this boot. Raises OSError."""
+        fd = disk.open(path + MAP, os.O_RDONLY)
+        try:
+            return os.pread(fd, len(_MARK) + len(boot), 0) == _MARK + boot
+        finally:
+            os.close(fd)
 
     def _read_map(self, granules: int) -> bytearray | None:
         try:

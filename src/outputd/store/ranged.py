@@ -1,9 +1,10 @@
 """Fetching of a large blob only what somebody reads, and a little ahead; never decides which blobs are read this way.
 
-Each reader that goes on where it stopped gets a window ahead of it that doubles; one that jumps gets what it asks for and a small
-window. A granule is asked for once, whoever waits for it. When all of the blob is here it is hashed as a whole, and becomes a blob
-of the local store; what was read before that was not verified. Where the hash does not match, that is logged, and the bytes are
-thrown away.
+Each reader that goes on where it stopped gets a window ahead of it that grows with what it has read; one that jumps gets what it
+asks for and a small window. A granule is asked for once, whoever waits for it. Where the server tells the chunks of the blob, whole
+chunks come, each verified before a byte of it is read (chunked.py). When all of the blob is here it is hashed as a whole, and
+becomes a blob of the local store; without chunks nothing was verified before that. Where the hash does not match, that is logged,
+and the bytes are thrown away.
 """
 
 from __future__ import annotations
@@ -19,7 +20,8 @@ from typing import Final
 from outputd.digest import Digest
 from outputd.errors import Corrupt, Exhausted, OutputdError, Unavailable
 from outputd.store.base import LocalStore, RemoteBlobs
-from outputd.store.partial import PartialBlob
+from outputd.store.chunked import ChunkedBlob, ChunkLists, Stretch
+from outputd.store.partial import GRANULE, PartialBlob
 from outputd.store.waiting import in_thread
 
 _log = logging.getLogger(__name__)
@@ -33,6 +35,8 @@ _READERS: Final = 8
 """Readers of one blob that are told apart."""
 _RUN: Final = 16 << 20
 """Most bytes of one call: the end of a window is not waited for with its beginning."""
+_WHOLE: Final = 1 << 20
+"""Large windows end at multiples of it, in bytes: BuildGrid sends no less than that of anything, whatever the limit."""
 _WRITE_HERE: Final = 256 << 10
 """Bytes up to which writing to the disk does not go to a thread."""
 _NEARLY: Final = 1 / 16
@@ -42,23 +46,30 @@ _NEARLY: Final = 1 / 16
 class _Reader:
     """Somebody who reads on."""
 
-    __slots__ = ("next", "window")
+    __slots__ = ("began", "next")
 
-    def __init__(self) -> None:
-        self.next = 0
+    def __init__(self, began: int) -> None:
+        self.began = began
+        self.next = began
         """Where the next read is expected."""
-        self.window = _FIRST_WINDOW // 2
+
+    @property
+    def window(self) -> int:
+        """How much to fetch ahead: as much as was read in a row, so that at most twice of it moves."""
+        return max(_FIRST_WINDOW, min(self.next - self.began, _LARGEST_WINDOW))
 
 
 class _Run:
     """Consecutive bytes that are on their way."""
 
-    __slots__ = ("end", "error", "start")
+    __slots__ = ("end", "error", "start", "stretch")
 
-    def __init__(self, start: int, end: int) -> None:
+    def __init__(self, start: int, end: int, stretch: Stretch | None = None) -> None:
         self.start = start
         """All before that are here."""
         self.end = end
+        self.stretch = stretch
+        """Its chunks; None: it comes as one stream."""
         self.error: OutputdError | None = None
 
 
@@ -69,14 +80,18 @@ class RangedBlob:
         self,
         partial: PartialBlob,
         local: LocalStore,
+        lists: ChunkLists,
         tasks: asyncio.TaskGroup,
         finished: Callable[[PartialBlob], None],
+        spoilt: Callable[[Digest], object],
     ) -> None:
-        """`finished` is told when nobody has it open any more and nothing is under way."""
+        """`finished` is told when nobody has it open any more and nothing is under way, `spoilt` when what was read was wrong."""
         self._partial = partial
         self._local = local
+        self._chunked = ChunkedBlob(partial, lists)
         self._tasks = tasks
         self._finished = finished
+        self._spoilt = spoilt
         self._readers: list[_Reader] = []
         """The one that read last at the end."""
         self._runs: list[_Run] = []
@@ -131,10 +146,15 @@ class RangedBlob:
     async def need(self, offset: int, size: int, remote: RemoteBlobs, *, ahead: bool = True) -> None:
         """Return when these bytes are here. Raises what RemoteBlobs.read_stream raises, Exhausted or Unavailable."""
         end = min(offset + size, self._partial.size)
-        self._begin(offset, self._window(offset, end) if ahead else end, remote)
-        while not self._partial.has(offset, end - offset):
+        until = self._window(offset, end) if ahead else end
+        if not self._partial.has(offset, size):
+            await self._chunked.told(remote)
+        self._begin(offset, until, remote)
+        # Whole granules: what is missing of one may be bytes that nobody reads, and their failure is the reader's all the same.
+        start, end = self._partial.whole_granules(offset), self._partial.whole_granules(end + GRANULE - 1)
+        while not self._partial.has(offset, size):
             self._progress.clear()
-            waited_for = [run for run in self._runs if run.start < end and offset < run.end]
+            waited_for = [run for run in self._runs if run.start < end and start < run.end]
             await self._progress.wait()
             for run in waited_for:
                 if run.error is not None:
@@ -146,7 +166,9 @@ class RangedBlob:
         end = min(offset + size, self._partial.size)
         ahead = self._window(offset, end)
         # Not before half of the window is used up: a call for each read would cost more than its bytes.
-        if next(self._wanting(end, end + (ahead - end) // 2), None) is not None:
+        if next(self._wanting(end, end + (ahead - end) // 2), None) is not None and self._chunked.ready(
+            remote
+        ):
             self._begin(end, ahead, remote)
 
     def _window(self, offset: int, end: int) -> int:
@@ -157,13 +179,14 @@ class RangedBlob:
                 del self._readers[index]
                 break
         else:
-            reader = _Reader()
+            reader = _Reader(offset)
             del self._readers[: 1 - _READERS]
-        if end > reader.next:
-            reader.next = end
-            reader.window = min(2 * reader.window, _LARGEST_WINDOW)
+        reader.next = max(reader.next, end)
         self._readers.append(reader)
-        return min(end + reader.window, self._partial.size)
+        ahead = end + reader.window
+        if reader.window >= _WHOLE:
+            ahead += -ahead % _WHOLE
+        return min(ahead, self._partial.size)
 
     def _begin(self, start: int, end: int, remote: RemoteBlobs) -> None:
         """Ask for what is missing of these bytes and not on its way."""
@@ -186,27 +209,36 @@ class RangedBlob:
                 yield at, gap_end
 
     def _ask(self, start: int, end: int, remote: RemoteBlobs) -> None:
-        while start < end:
-            run = _Run(start, min(start + _RUN, end))
+        stretches = self._chunked.stretches(start, end)
+        if stretches is None:
+            runs = [_Run(at, min(at + _RUN, end)) for at in range(start, end, _RUN)]
+        else:
+            runs = [_Run(stretch.start, stretch.end, stretch) for stretch in stretches]
+        for run in runs:
             self._runs.append(run)
             self._tasks.create_task(self._bring(run, remote))
-            start = run.end
+
+    async def _stream(self, run: _Run, remote: RemoteBlobs) -> None:
+        partial = self._partial
+        at = run.start
+        async with aclosing(remote.read_stream(partial.digest, at, run.end - at)) as pieces:
+            async for piece in pieces:
+                if len(piece) <= _WRITE_HERE:
+                    partial.write(at, piece)
+                else:
+                    await in_thread(partial.write, at, piece)
+                at += len(piece)
+                partial.fill(run.start, at)
+                run.start = run.end if at >= run.end else partial.whole_granules(at)
+                self._progress.set()
 
     async def _bring(self, run: _Run, remote: RemoteBlobs) -> None:
         partial = self._partial
-        at = run.start
         try:
-            stream = remote.read_stream(partial.digest, at, run.end - at)
-            async with aclosing(stream) as pieces:
-                async for piece in pieces:
-                    if len(piece) <= _WRITE_HERE:
-                        partial.write(at, piece)
-                    else:
-                        await in_thread(partial.write, at, piece)
-                    at += len(piece)
-                    partial.fill(run.start, at)
-                    run.start = run.end if at >= run.end else partial.whole_granules(at)
-                    self._progress.set()
+            if run.stretch is None:
+                await self._stream(run, remote)
+            else:
+                await self._chunked.bring(run.stretch, remote)
         except OSError as error:
             kind = Exhausted if error.errno in (errno.ENOSPC, errno.EDQUOT) else Unavailable
             run.error = kind(f"{partial.path}: {error.strerror}")
@@ -240,7 +272,9 @@ class RangedBlob:
         except OutputdError as error:
             _log.error("blob %s: %s", partial.digest, error)
             if isinstance(error, Corrupt):
+                self._spoilt(partial.digest)
                 partial.empty()
+                self._chunked.distrust("its chunks do not make it up")
 
     def _end_if_idle(self) -> None:
         if self._users or self._runs or self._completing:

@@ -67,8 +67,9 @@ class Relief:
         return False
 
 
-def who_holds_it(root: str, private: str, totals: Totals) -> str:
-    """How the room of a full file system is taken, for an error message: figures in bytes, and what to run."""
+def who_holds_it(root: str, private: str, totals: Totals, partial: int) -> str:
+    """How the room of a full file system is taken, for an error message: figures in bytes, and what to run. `partial`: of blobs
+    that are here in part."""
     try:
         room = os.statvfs(root)
     except OSError:
@@ -79,9 +80,9 @@ def who_holds_it(root: str, private: str, totals: Totals) -> str:
     if totals.blobs < 0:
         own = f"open local files hold {held} bytes, the blobs of the store are not counted yet"
     else:
-        others = max(0, used - totals.blob_bytes - held)
+        others = max(0, used - totals.blob_bytes - partial - held)
         own = (
-            f"the store holds {totals.blob_bytes - totals.local_only_bytes} bytes that can be fetched again and "
+            f"the store holds {totals.blob_bytes - totals.local_only_bytes + partial} bytes that can be fetched again and "
             f"{totals.local_only_bytes} bytes that are only here, open local files {held} bytes, everything else {others} bytes"
         )
     return f"{left}; {own}; see what `outputd gc --dry-run` would free"

@@ -93,11 +93,16 @@ class Routes:
     async def find_missing(self, digests: Collection[Digest]) -> set[Digest]:
         return await self._unnamed.find_missing(digests)
 
-    async def read_batch(self, digests: Collection[Digest]) -> Mapping[Digest, bytes | OutputdError]:
-        return await self._unnamed.read_batch(digests)
+    async def read_batch(
+        self, digests: Collection[Digest], *, part_of: Digest | None = None
+    ) -> Mapping[Digest, bytes | OutputdError]:
+        return await self._unnamed.read_batch(digests, part_of=part_of)
 
     def read_stream(self, digest: Digest, offset: int = 0, limit: int = 0) -> AsyncGenerator[bytes]:
         return self._unnamed.read_stream(digest, offset, limit)
+
+    async def split(self, digest: Digest) -> Sequence[Digest] | None:
+        return await self._unnamed.split(digest)
 
     async def write(self, digest: Digest, data: Callable[[], AsyncGenerator[bytes]]) -> None:
         await self._unnamed.write(digest, data)
@@ -128,12 +133,17 @@ class Unserved:
     async def find_missing(self, digests: Collection[Digest]) -> set[Digest]:
         raise self._refusal()
 
-    async def read_batch(self, digests: Collection[Digest]) -> Mapping[Digest, bytes | OutputdError]:
+    async def read_batch(
+        self, digests: Collection[Digest], *, part_of: Digest | None = None
+    ) -> Mapping[Digest, bytes | OutputdError]:
         return dict.fromkeys(digests, self._refusal())
 
     async def read_stream(self, digest: Digest, offset: int = 0, limit: int = 0) -> AsyncGenerator[bytes]:
         for piece in _NOTHING:
             yield piece
+        raise self._refusal()
+
+    async def split(self, digest: Digest) -> Sequence[Digest] | None:
         raise self._refusal()
 
     async def write(self, digest: Digest, data: Callable[[], AsyncGenerator[bytes]]) -> None:

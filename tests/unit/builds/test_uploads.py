@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncGenerator, AsyncIterator, Callable, Collection, Mapping
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Collection, Mapping, Sequence
 from contextlib import asynccontextmanager
 from pathlib import Path
 
@@ -44,7 +44,12 @@ class Remote:
         self.asked += digests
         return {digest for digest in digests if digest.size and digest not in self.blobs}
 
-    async def read_batch(self, digests: Collection[Digest]) -> Mapping[Digest, bytes | OutputdError]:
+    async def read_batch(
+        self, digests: Collection[Digest], *, part_of: Digest | None = None
+    ) -> Mapping[Digest, bytes | OutputdError]:
+        raise AssertionError("not asked")
+
+    async def split(self, digest: Digest) -> Sequence[Digest] | None:
         raise AssertionError("not asked")
 
     def read_stream(self, digest: Digest, offset: int = 0, limit: int = 0) -> AsyncGenerator[bytes]:

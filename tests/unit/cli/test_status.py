@@ -19,6 +19,7 @@ from tests.unit.cli.conftest import Answer, Commands
 def test_people(outputd: Commands, daemon: GetStatusResponse) -> None:
     daemon.mount.features.extend(["readdirplus", "passthrough"])
     daemon.store.blobs, daemon.store.blob_bytes, daemon.store.local_only_bytes = 12345, 3 << 29, 1 << 29
+    daemon.store.partial_blobs, daemon.store.partial_bytes = 2, 7 << 20
     daemon.store.total_files, daemon.store.free_files = 5000, 4000
     daemon.store.keep_free_bytes = 40 << 30
     daemon.output_bases.add(id="b1", running_build_id="i-2", last_build_id="i-1", entries=2000, dirty=True)
@@ -42,7 +43,8 @@ def test_people(outputd: Commands, daemon: GetStatusResponse) -> None:
         "mount   /mnt/out",
         "kernel  FUSE 7.45; readdirplus, passthrough",
         "listen  unix:/s, 127.0.0.1:1",
-        "store   /c: 12 345 blobs, 1.5 GiB (1 GiB evictable, 512 MiB only here); 30 GiB of 100 GiB free, 4 000 inodes, "
+        "store   /c: 12 345 blobs, 1.5 GiB (1 GiB evictable, 512 MiB only here), 7 MiB of 2 more that are here in part; "
+        "30 GiB of 100 GiB free, 4 000 inodes, "
         "less than the 40 GiB to be kept free: outputd gc --dry-run",
         "remote  grpc://h:1, failing; last error: h:1 is away; 7 blobs that it had lost given back, 2 to go",
         "",

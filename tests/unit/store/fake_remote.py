@@ -8,7 +8,7 @@ from __future__ import annotations
 import asyncio
 import uuid
 from collections import defaultdict, deque
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from dataclasses import dataclass
 from types import TracebackType
 from typing import Any, NoReturn, Self
@@ -72,6 +72,8 @@ class FakeRemote:
         """On 127.0.0.1 as well, if it is set before the start; 0: any, which stands here from then on."""
         self.url = f"unix:{socket}"
         self.blobs: dict[Digest, bytes] = {}
+        self.chunks: dict[Digest, Sequence[Digest]] = {}
+        """What SplitBlob tells, by blob."""
         self.faults: defaultdict[str, deque[Fault]] = defaultdict(deque)
         self.plan: Callable[[str], Fault] | None = None
         """What befalls a call of a method for which no fault waits."""
@@ -118,6 +120,7 @@ class FakeRemote:
                 "FindMissingBlobs": unary(self._unary("FindMissingBlobs", self._find_missing)),
                 "BatchReadBlobs": unary(self._unary("BatchReadBlobs", self._batch_read)),
                 "BatchUpdateBlobs": unary(self._unary("BatchUpdateBlobs", self._batch_update)),
+                "SplitBlob": unary(self._unary("SplitBlob", self._split)),
             },
             BYTE_STREAM: {"Read": down(self._read), "Write": up(self._write)},
         }
@@ -144,6 +147,14 @@ class FakeRemote:
         for function in functions:
             number = reapi.DigestFunction.Value.Value(function.name)
             self.capabilities.cache_capabilities.digest_functions.append(number)
+
+    def cut(self, digest: Digest, size: int) -> Sequence[Digest]:
+        """Offer a blob in chunks of `size`, and have these; what it tells then is in `chunks`."""
+        self.capabilities.cache_capabilities.split_blob_support = True
+        data = self.blobs[digest]
+        pieces = [data[at : at + size] for at in range(0, len(data), size)]
+        self.chunks[digest] = [self.add(piece, digest.function) for piece in pieces]
+        return self.chunks[digest]
 
     def limit_batches(self, size: int) -> None:
         self.capabilities.cache_capabilities.max_batch_total_size_bytes = size
@@ -255,6 +266,17 @@ class FakeRemote:
                 answer.status.code = 3
             else:
                 self.blobs[digest] = item.data
+        return reply
+
+    async def _split(self, raw: bytes, fault: Fault, context: Context) -> Any:
+        request = reapi.SplitBlobRequest.FromString(raw)
+        self.requests.append(request)
+        digest = parse(DigestFunction(request.digest_function), request.blob_digest)
+        if digest not in self.chunks:
+            await context.abort(grpc.StatusCode.NOT_FOUND, "no chunks are known")
+        reply = reapi.SplitBlobResponse()
+        for chunk in self.chunks[digest]:
+            reply.chunk_digests.add(hash=chunk.hash_hex, size_bytes=chunk.size)
         return reply
 
     async def _within_limit(self, size: int, context: Context) -> None:

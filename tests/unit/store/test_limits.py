@@ -11,8 +11,14 @@ GIB = 1 << 30
 TOTAL = 1000 * GIB
 
 
-def usage(available: int = 500 * GIB, blobs: int = 10, size: int = GIB, free_files: int = 900) -> Usage:
-    return Usage(TOTAL, available, available, 1000, free_files, blobs, size, 0, 0)
+def usage(
+    available: int = 500 * GIB,
+    blobs: int = 10,
+    size: int = GIB,
+    free_files: int = 900,
+    partial: tuple[int, int] = (0, 0),
+) -> Usage:
+    return Usage(TOTAL, available, available, 1000, free_files, blobs, size, 0, 0, *partial)
 
 
 @pytest.mark.parametrize(
@@ -29,7 +35,16 @@ def usage(available: int = 500 * GIB, blobs: int = 10, size: int = GIB, free_fil
         (Limits(high_mark=Amount(bytes=1000)), usage(size=1001), (0, 101, 0)),
         (Limits(high_mark=Amount(bytes=1000), low_mark=Amount(bytes=500)), usage(size=1001), (0, 501, 0)),
         (Limits(high_mark=Amount(bytes=1000), low_mark=Amount(percent=100)), usage(size=1001), (0, 1, 0)),
+        # What is here of partial blobs counts.
+        (Limits(high_mark=Amount(bytes=1000)), usage(size=600, partial=(1, 400)), (0, 0, 0)),
+        (Limits(high_mark=Amount(bytes=1000)), usage(size=600, partial=(1, 401)), (0, 101, 0)),
+        (Limits(max_blobs=10), usage(partial=(1, 0)), (0, 0, 2)),
         # Not counted yet.
+        (
+            Limits(high_mark=Amount(bytes=1000), max_blobs=1),
+            usage(blobs=-1, size=-1, partial=(9, 9000)),
+            (0, 0, 0),
+        ),
         (Limits(high_mark=Amount(bytes=1000), max_blobs=1), usage(blobs=-1, size=-1), (0, 0, 0)),
         (Limits(max_blobs=10), usage(), (0, 0, 0)),
         (Limits(max_blobs=9), usage(), (0, 0, 2)),
@@ -43,4 +58,4 @@ def test_excess(limits: Limits, found: Usage, expected: tuple[int, int, int]) ->
 
 
 def test_a_file_system_that_counts_no_inodes_has_enough() -> None:
-    assert excess(Limits(), Usage(TOTAL, TOTAL, TOTAL, 0, 0, 1, 1, 0, 0)) == Excess()
+    assert excess(Limits(), Usage(TOTAL, TOTAL, TOTAL, 0, 0, 1, 1, 0, 0, 0, 0)) == Excess()

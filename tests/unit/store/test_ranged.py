@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import os
 import random
-from collections.abc import AsyncGenerator, AsyncIterator
+from collections.abc import AsyncGenerator, AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any, cast
@@ -16,6 +16,7 @@ from outputd.digest import Digest, DigestFunction
 from outputd.disk.disk import RealDisk
 from outputd.errors import NotFound
 from outputd.store.base import RemoteBlobs
+from outputd.store.chunked import ChunkLists
 from outputd.store.disk_store import DiskStore
 from outputd.store.partial import GRANULE, PartialBlob
 from outputd.store.ranged import RangedBlob
@@ -37,6 +38,9 @@ class Remote:
         self.gate.set()
         self.fails = False
 
+    async def split(self, digest: Digest) -> Sequence[Digest] | None:
+        return None
+
     async def read_stream(self, digest: Digest, offset: int = 0, limit: int = 0) -> AsyncGenerator[bytes]:
         self.asked.append((offset, limit))
         for at in range(offset, offset + limit, 100_000):
@@ -48,13 +52,24 @@ class Remote:
             yield piece
 
 
+class Nobody:
+    """Who tends the disk of tests that fill none."""
+
+    def make_room(self, size: int) -> bool:
+        return False
+
+    def grew(self, size: int) -> None: ...
+
+
 class World:
     def __init__(self, path: Path, tasks: asyncio.TaskGroup, remote: Remote, digest: Digest = DIGEST) -> None:
         self.store = DiskStore(str(path / "store"), RealDisk())
-        self.partial = PartialBlob(str(path / "partial"), digest, RealDisk(), BOOT)
+        self.partial = PartialBlob(str(path / "partial"), digest, RealDisk(), BOOT, self.store)
         self.remote = remote
         self.ended: list[PartialBlob] = []
-        self.blob = RangedBlob(self.partial, self.store, tasks, self.ended.append)
+        self.spoilt: list[Digest] = []
+        lists = ChunkLists(self.store, self.store.partials, tasks)
+        self.blob = RangedBlob(self.partial, self.store, lists, tasks, self.ended.append, self.spoilt.append)
         self.blob.acquire()
 
     async def read(self, offset: int, size: int) -> bytes:
@@ -152,6 +167,7 @@ def test_wrong_bytes_are_thrown_away(tmp_path: Path, caplog: pytest.LogCaptureFi
         assert not w.store.has(DIGEST)
         assert w.partial.bytes_left == len(DATA)
         assert "have the digest" in caplog.text
+        assert w.spoilt == [DIGEST]
 
     asyncio.run(run())
 
@@ -160,10 +176,10 @@ def test_a_restart_goes_on_and_another_boot_does_not(tmp_path: Path) -> None:
     async def run() -> None:
         async with world(tmp_path) as w:
             await w.read(MIB, 100)
-        partial = PartialBlob(str(tmp_path / "partial"), DIGEST, RealDisk(), BOOT)
+        partial = PartialBlob(str(tmp_path / "partial"), DIGEST, RealDisk(), BOOT, Nobody())
         assert partial.has(MIB, 100) and not partial.has(0, 100)
         partial.close()
-        partial = PartialBlob(str(tmp_path / "partial"), DIGEST, RealDisk(), b"another boot's i")
+        partial = PartialBlob(str(tmp_path / "partial"), DIGEST, RealDisk(), b"another boot's i", Nobody())
         assert not partial.has(MIB, 100)
         partial.close()
 
@@ -173,7 +189,7 @@ def test_a_restart_goes_on_and_another_boot_does_not(tmp_path: Path) -> None:
 @pytest.mark.parametrize("size", [1, GRANULE - 1, GRANULE, GRANULE + 1, 5 * GRANULE + 7])
 def test_gaps(tmp_path: Path, size: int) -> None:
     digest = Digest.of(DigestFunction.SHA256, bytes(size))
-    partial = PartialBlob(str(tmp_path / "p"), digest, RealDisk(), BOOT)
+    partial = PartialBlob(str(tmp_path / "p"), digest, RealDisk(), BOOT, Nobody())
     assert list(partial.gaps(0, size)) == [(0, size)]
     partial.fill(0, min(2 * GRANULE, size))
     rest = [] if size <= 2 * GRANULE else [(2 * GRANULE, size)]

@@ -55,8 +55,9 @@ class Passthrough:
             backing = self._back(opened)
             if backing:
                 return FOPEN_PASSTHROUGH, backing
-        # Pages from before a time of passthrough are gone: such an open, not keeping them, drops them (fuse_open).
-        return FOPEN_KEEP_CACHE, 0
+        # Pages from before a time of passthrough are gone: such an open, not keeping them, drops them (fuse_open). And so must go
+        # what the remote had sent in place of the blob, before that was found out.
+        return FOPEN_KEEP_CACHE if self._content.trusted(file) else 0, 0
 
     def released(self, opened: OpenFile) -> None:
         """A handle is gone; with the last one the kernel gives the backing file up."""

@@ -33,9 +33,10 @@ def told(capabilities: reapi.ServerCapabilities, max_batch_bytes: int, url: str)
             names[number].name.lower() for number in cache.supported_compressors if number in names
         ),
         api_version=f"{low.major}.{low.minor}-{high.major}.{high.minor}",
+        splits=cache.split_blob_support,
     )
 
 
 def untold(max_batch_bytes: int) -> RemoteAbilities:
     """For a plain CAS that does not describe itself: whatever it cannot do, the calls will tell."""
-    return RemoteAbilities(frozenset(), max_batch_bytes, frozenset(), "")
+    return RemoteAbilities(frozenset(), max_batch_bytes, frozenset(), "", splits=False)

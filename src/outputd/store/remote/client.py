@@ -7,8 +7,9 @@ from __future__ import annotations
 
 import asyncio
 import copy
-from collections.abc import AsyncGenerator, Callable, Collection, Mapping
+from collections.abc import AsyncGenerator, Callable, Collection, Mapping, Sequence
 from contextlib import aclosing
+from dataclasses import replace
 from functools import partial
 from typing import Final, TypeVar
 
@@ -29,6 +30,7 @@ from outputd.store.remote.failure import of_status
 from outputd.store.remote.relay import Relay
 from outputd.store.remote.resource_name import blob_name, upload_name
 from outputd.store.remote.retry import Failure, Tries
+from outputd.store.remote.splitting import split
 from outputd.store.waiting import in_parallel, in_thread
 
 _REV2: Final = "/build.bazel.remote.execution.v2."
@@ -136,7 +138,9 @@ class RemoteStore:
         )
         return missing
 
-    async def read_batch(self, digests: Collection[Digest]) -> Mapping[Digest, bytes | OutputdError]:
+    async def read_batch(
+        self, digests: Collection[Digest], *, part_of: Digest | None = None
+    ) -> Mapping[Digest, bytes | OutputdError]:
         wanted = by_function(digests)
         limit = (await self._offering(*wanted)).max_batch_bytes if wanted else 0
         jobs = []
@@ -190,6 +194,16 @@ class RemoteStore:
                         return
             if offset < size:
                 await tries.again(failure or self._truncated(digest, offset))
+
+    async def split(self, digest: Digest) -> Sequence[Digest] | None:
+        abilities = await self._offering(digest.function)
+        if not abilities.splits:
+            return None
+        try:
+            return await split(self._call, self._instance_name, digest, self.url)
+        except Unsupported:
+            self._abilities = replace(abilities, splits=False)
+            raise
 
     async def write(self, digest: Digest, data: Callable[[], AsyncGenerator[bytes]]) -> None:
         if digest.size == 0:
