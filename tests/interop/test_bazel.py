@@ -9,6 +9,7 @@ import re
 import shutil
 import socket
 import subprocess
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Final
@@ -16,6 +17,8 @@ from typing import Final
 import pytest
 
 from tests import daemon_fixture
+from tests.interop.servers import buildgrid
+from tests.interop.upstream import upstream
 
 BAZEL: Final = shutil.which("bazel")
 pytestmark = pytest.mark.skipif(
@@ -105,3 +108,31 @@ def test_an_output_base_in_the_mount(place: Path) -> None:
         here.build()
         assert here.output("g7.txt") == "7\n"
         here.bazel("clean", "--expunge")
+
+
+def test_offline(place: Path, tmp_path_factory: pytest.TempPathFactory) -> None:
+    """Filled while the server is away, used here meanwhile, and by another machine afterwards."""
+    with (
+        tempfile.TemporaryDirectory(prefix="outputd-test-") as server,
+        upstream(buildgrid, Path(server)) as remote,
+    ):
+        remote.stop()
+        addresses = [f"127.0.0.1:{free_port()}" for _ in range(2)]
+        settings = {"remote.offline_queue": "64 MiB", "remote.retry_seconds": "1"}
+        with (
+            daemon_fixture.running(
+                "--remote", remote.relay.url, "--listen", addresses[0], settings=settings
+            ) as daemon,
+            daemon_fixture.running("--remote", remote.relay.url, "--listen", addresses[1]) as other,
+        ):
+            daemon.expects("was given up, it has not answered")
+            first = Workspace(place, tmp_path_factory.mktemp("first"))
+            assert "remote cache hit" not in first.build(f"--remote_cache=grpc://{addresses[0]}")
+            first.bazel("clean")
+            assert f"{ACTIONS} remote cache hit" in first.build(f"--remote_cache=grpc://{addresses[0]}")
+            remote.start()
+            daemon.logged("uploads that had waited for .* were brought to it, .*; 0 are left", 60)
+            second = Workspace(place, tmp_path_factory.mktemp("second"))
+            assert f"{ACTIONS} remote cache hit" in second.build(f"--remote_cache=grpc://{addresses[1]}")
+            assert second.output("count.txt").split() == [str(LINES)]
+            assert "were brought" not in other.words()

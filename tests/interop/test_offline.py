@@ -161,6 +161,27 @@ def test_what_is_uploaded_offline_comes_to_the_server(remote: Upstream) -> None:
         assert client.get(b"action") == result
 
 
+def test_a_daemon_that_is_killed_again_and_again_brings_all(remote: Upstream) -> None:
+    blobs = [b"%d" % number + os.urandom(100_000 if number % 30 == 0 else 500) for number in range(300)]
+    results = {b"action %d" % number: blobs[number * 5 : number * 5 + 5] for number in range(len(blobs) // 5)}
+    with serving(remote, **{"remote.upload_rate": "1 MiB"}) as (daemon, client):
+        away(daemon, remote, client)
+        client.upload(*blobs)
+        for action, named in results.items():
+            client.update(action, client.result(*named))
+        remote.start()
+        daemon.expects("took off 1 mounts of dead daemons")
+        for seconds in (0.1, 0.2, 0.3, 0.4):
+            time.sleep(seconds)
+            daemon.kill()
+            daemon.start()
+        assert drained(daemon)["refused"] == []
+        with grpc.insecure_channel(remote.address) as channel:
+            other = Client(channel)
+            assert not other.cas.missing(map(digest_of, blobs))
+            assert all(other.get(action) == other.result(*named) for action, named in results.items())
+
+
 def test_no_more_than_the_limit(remote: Upstream) -> None:
     with serving(remote, limit="1 MiB") as (daemon, client):
         away(daemon, remote, client)

@@ -54,6 +54,8 @@ class Lane:
         self.options: Final = options
         self.waiting: dict[Key, Row] = {}
         self.refused: dict[Key, Row] = {}
+        self.results = 0
+        """How many of those that wait are no blobs."""
         self.bytes = 0
         """Of what waits."""
         self.unwritten: dict[Key, Row] = {}
@@ -82,11 +84,22 @@ class Lane:
                 )
             self.full = True
             return False
-        self.waiting.pop(row.key, None)
+        if before is not None:
+            del self.waiting[row.key]  # it goes to the end
         self.waiting[row.key] = row
         self.refused.pop(row.key, None)
         self.bytes += growth
+        self.results += row.key.is_result and before is None
         return True
+
+    def restore(self, row: Row) -> None:
+        """One that an earlier run has left, whatever the limits are now."""
+        if row.refused is not None:
+            self.refuse(row)
+            return
+        self.waiting[row.key] = row
+        self.bytes += row.size
+        self.results += row.key.is_result
 
     def ready(self, *, results: bool) -> list[Row]:
         """Those blobs, or results, that are in the database: what is brought before is not known to have been queued."""
@@ -100,6 +113,7 @@ class Lane:
             return False
         del self.waiting[row.key]
         self.bytes -= row.size
+        self.results -= row.key.is_result
         self.full = False
         return True
 
@@ -114,11 +128,10 @@ class Lane:
             del self.refused[next(iter(self.refused))]
 
     def facts(self) -> QueueFacts:
-        results = sum(key.is_result for key in self.waiting)
         return QueueFacts(
             self.options.bytes,
-            len(self.waiting) - results,
-            results,
+            len(self.waiting) - self.results,
+            self.results,
             self.bytes,
             min((row.queued for row in self.waiting.values()), default=None),
             self.error,

@@ -66,11 +66,8 @@ class WriteBack:
             lane = self._lane(row.key.instance_name)
             if lane is None:
                 nobodys += 1
-            elif row.refused is not None:
-                lane.refuse(row)
             else:
-                lane.waiting[row.key] = row
-                lane.bytes += row.size
+                lane.restore(row)
         if nobodys:
             _log.warning(
                 "%d uploads are queued for instance names that no remote of the settings has", nobodys
@@ -129,10 +126,10 @@ class WriteBack:
     def waits(self, instance_name: str, digests: Collection[Digest] | None = None) -> bool:
         """Whether any of these blobs waits, or any blob at all."""
         lane = self._lane(instance_name)
-        if lane is None or not lane.waiting:
+        if lane is None or len(lane.waiting) == lane.results:
             return False
         if digests is None:
-            return any(not key.is_result for key in lane.waiting)
+            return True
         return any(Key(instance_name, digest, is_result=False) in lane.waiting for digest in digests)
 
     def limit(self, instance_name: str) -> str:

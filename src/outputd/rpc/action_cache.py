@@ -175,10 +175,12 @@ class ActionCache:
         """The remote is still to get an older result of this action, or blobs that this one names."""
         if self._queue is None:
             return False
-        if result.output_directories and self._queue.waits(instance):
+        if self._queue.request(instance, action) is not None:
             return True
+        if not self._queue.waits(instance):
+            return False
         named = [parse_digest(message, action.function, field) for field, message in named_digests(result)]
-        return self._queue.waits(instance, named) or self._queue.request(instance, action) is not None
+        return bool(result.output_directories) or self._queue.waits(instance, named)
 
     async def _enqueue(self, instance: str, action: Digest, asked: bytes, why: OutputdError) -> None:
         """Have an update wait. Raises `why`, and says so, when there is no room for it."""
