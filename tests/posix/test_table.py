@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import fnmatch
 import json
 import os
@@ -46,9 +47,31 @@ def place() -> Iterator[Path]:
     place = Path(tempfile.mkdtemp(prefix="outputd-posix-"))
     try:
         place.chmod(0o755)
-        yield place
+        with _ext4(place) as top:
+            yield top
     finally:
         shutil.rmtree(place)
+
+
+@contextlib.contextmanager
+def _ext4(place: Path) -> Iterator[Path]:
+    """A place on ext4, which is what differences are written down for: this one, or one in an image, if it is on another."""
+    found = subprocess.run(["stat", "-f", "-c", "%T", place], check=True, capture_output=True, text=True)
+    if found.stdout.strip() == "ext2/ext3":  # what stat(1) calls all three
+        yield place
+        return
+    image, top = place / "image", place / "ext4"
+    with image.open("wb") as file:
+        file.truncate(16 << 30)
+    subprocess.run(["mkfs.ext4", "-q", image], check=True, timeout=60)
+    top.mkdir()
+    mounting = ["mount", "-o", "loop", str(image), str(top)]
+    if subprocess.run(mounting, capture_output=True, timeout=60, check=False).returncode:
+        pytest.skip(f"{place} is on {found.stdout.strip()}, and this machine has no loop devices for an ext4")
+    try:
+        yield top
+    finally:
+        subprocess.run(["umount", "-l", top], check=True, timeout=60)
 
 
 @pytest.fixture(scope="module")
