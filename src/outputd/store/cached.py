@@ -18,7 +18,7 @@ from typing import Final, Self
 
 from outputd.digest import Digest
 from outputd.errors import Corrupt, NotFound, OutputdError, Unavailable, Unreachable
-from outputd.store.base import BlobWriter, LocalStore, RemoteBlobs
+from outputd.store.base import BlobWriter, LocalStore, Piece, RemoteBlobs
 from outputd.store.batches import batches
 from outputd.store.chunked import ChunkLists
 from outputd.store.flight import Departure, Flight
@@ -347,11 +347,11 @@ class CachedStore:
         return put_all() if few else await in_thread(put_all)
 
     async def _keep_stream(
-        self, digest: Digest, data: AsyncIterator[bytes], *, local_only: bool = False
+        self, digest: Digest, data: AsyncIterator[Piece], *, local_only: bool = False
     ) -> None:
         """Put into the local store what comes, while it comes."""
         with self._local.writer(digest, local_only=local_only) as writer:
-            pieces: list[bytes] = []
+            pieces: list[Piece] = []
             size = 0
             async for piece in data:
                 pieces.append(piece)
@@ -406,17 +406,17 @@ def _not_the_bytes(error: Corrupt) -> Unreachable:
     return Unreachable(str(error))
 
 
-async def _counted(flight: Flight, pieces: AsyncIterator[bytes]) -> AsyncGenerator[bytes]:
+async def _counted(flight: Flight, pieces: AsyncIterator[Piece]) -> AsyncGenerator[Piece]:
     async for piece in pieces:
         flight.received += len(piece)
         yield piece
 
 
-def _write_all(writer: BlobWriter, pieces: list[bytes]) -> None:
+def _write_all(writer: BlobWriter, pieces: list[Piece]) -> None:
     for piece in pieces:
         writer.write(piece)
 
 
-def _finish(writer: BlobWriter, pieces: list[bytes]) -> None:
+def _finish(writer: BlobWriter, pieces: list[Piece]) -> None:
     _write_all(writer, pieces)
     writer.commit()

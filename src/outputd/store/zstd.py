@@ -42,7 +42,7 @@ class Compressing:
     def __init__(self) -> None:
         self._frame = zstd.ZstdCompressor()
 
-    def push(self, data: bytes) -> bytes:
+    def push(self, data: bytes | memoryview) -> bytes:
         """What there is to send so far, possibly nothing."""
         return self._frame.compress(data)
 
@@ -63,7 +63,7 @@ class Decompressing:
         self._began = False
         """Whether the frame has got any byte."""
 
-    def push(self, data: bytes) -> Iterator[bytes]:
+    def push(self, data: bytes | memoryview) -> Iterator[bytes]:
         """The next bytes that came, unpacked. Raises Invalid for what is no Zstandard, or is more than `size`.
 
         To be gone through to its end before the next push.
