@@ -63,7 +63,14 @@ class Remote:
             "nothing for so long is given up, and calls fail at once until it answers a probe.",
         ),
     ]
-    max_concurrent: Annotated[int, Key(Count(1, 10_000), 64, "How many requests may be under way at once.")]
+    max_concurrent: Annotated[
+        int,
+        Key(
+            Count(1, 10_000),
+            64,
+            "How many requests may be under way at once, at most; fewer while the server pushes back.",
+        ),
+    ]
     ca_file: Annotated[
         str | None,
         Key(

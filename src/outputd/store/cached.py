@@ -25,6 +25,7 @@ from outputd.store.flight import Departure, Flight
 from outputd.store.partial import PartialBlob
 from outputd.store.partials import Partials
 from outputd.store.ranged import RangedBlob, RangedReading
+from outputd.store.urgency import carrying
 from outputd.store.waiting import in_thread
 
 _log = logging.getLogger(__name__)
@@ -261,14 +262,17 @@ class CachedStore:
 
     def _open_gate(self, remote: RemoteBlobs) -> None:
         """Send the small ones off, in batches."""
-        wanted = {flight.digest: flight for flight in self._gate if not flight.over}
+        leaving = [flight for flight in self._gate if not flight.over]
         self._gate.clear()
-        for digests in batches(wanted, _BATCH_BYTES):
-            self._depart([wanted[digest] for digest in digests], remote)
+        for urgent in (True, False):  # apart: who waits is not to wait for what nobody waits for
+            wanted = {flight.digest: flight for flight in leaving if flight.urgent == urgent}
+            for digests in batches(wanted, _BATCH_BYTES):
+                self._depart([wanted[digest] for digest in digests], remote)
 
     def _depart(self, flights: Sequence[Flight], remote: RemoteBlobs) -> None:
         departure = Departure(flights)
-        departure.carried_by(self._tasks.create_task(self._bring(departure, remote)))
+        context = carrying(departure.errand)
+        departure.carried_by(self._tasks.create_task(self._bring(departure, remote), context=context))
 
     async def _bring(self, departure: Departure, remote: RemoteBlobs) -> None:
         with departure as flights:

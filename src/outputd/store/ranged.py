@@ -22,6 +22,7 @@ from outputd.errors import Corrupt, Exhausted, OutputdError, Unavailable
 from outputd.store.base import LocalStore, RemoteBlobs
 from outputd.store.chunked import ChunkedBlob, ChunkLists, Stretch
 from outputd.store.partial import GRANULE, PartialBlob
+from outputd.store.urgency import Errand, carrying, urgent
 from outputd.store.waiting import in_thread
 
 _log = logging.getLogger(__name__)
@@ -62,9 +63,11 @@ class _Reader:
 class _Run:
     """Consecutive bytes that are on their way."""
 
-    __slots__ = ("end", "error", "start", "stretch")
+    __slots__ = ("end", "errand", "error", "start", "stretch")
 
     def __init__(self, start: int, end: int, stretch: Stretch | None = None) -> None:
+        self.errand = Errand()
+        """Nobody waits for what is read ahead."""
         self.start = start
         """All before that are here."""
         self.end = end
@@ -155,6 +158,9 @@ class RangedBlob:
         while not self._partial.has(offset, size):
             self._progress.clear()
             waited_for = [run for run in self._runs if run.start < end and start < run.end]
+            if urgent():
+                for run in waited_for:
+                    run.errand.hurry()
             await self._progress.wait()
             for run in waited_for:
                 if run.error is not None:
@@ -216,7 +222,7 @@ class RangedBlob:
             runs = [_Run(stretch.start, stretch.end, stretch) for stretch in stretches]
         for run in runs:
             self._runs.append(run)
-            self._tasks.create_task(self._bring(run, remote))
+            self._tasks.create_task(self._bring(run, remote), context=carrying(run.errand))
 
     async def _stream(self, run: _Run, remote: RemoteBlobs) -> None:
         partial = self._partial

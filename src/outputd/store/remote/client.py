@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import copy
+import time
 from collections.abc import AsyncGenerator, Callable, Collection, Mapping, Sequence
 from contextlib import aclosing
 from dataclasses import replace
@@ -16,7 +17,7 @@ from typing import Final
 
 from outputd._proto import remote_execution_pb2 as reapi
 from outputd.digest import Digest, DigestFunction
-from outputd.errors import Corrupt, Invalid, OutputdError, Unsupported
+from outputd.errors import Corrupt, Invalid, OutputdError, Throttled, Unsupported
 from outputd.store.base import Piece, RemoteAbilities
 from outputd.store.batches import batches, by_function
 from outputd.store.remote import packing
@@ -26,6 +27,7 @@ from outputd.store.remote.contact import Contact
 from outputd.store.remote.credentials import Credentials
 from outputd.store.remote.endpoint import RemoteOptions, parse_endpoint
 from outputd.store.remote.failure import of_status
+from outputd.store.remote.line import Line
 from outputd.store.remote.relay import Relay
 from outputd.store.remote.replies import parse
 from outputd.store.remote.retry import Failure, Tries
@@ -84,6 +86,11 @@ class RemoteStore:
     def contact(self) -> Contact:
         """Whether the server serves us."""
         return self._connection.contact
+
+    @property
+    def line(self) -> Line:
+        """How many calls it gets, and how many wait."""
+        return self._connection.line
 
     def relay(self) -> Relay:
         """For calls of clients that are passed on to the same server. To be closed on its own."""
@@ -280,6 +287,7 @@ class RemoteStore:
                 digest_function=reapi.DigestFunction.Value.Value(function.name),
                 acceptable_compressors=[_ZSTD] if packed else [],
             )
+            began = time.monotonic()
             reply = await self._connection.call(_BATCH_READ, request.SerializeToString(), doing)
             if isinstance(reply, Failure):
                 if isinstance(reply.error, (Unsupported, Invalid)):
@@ -304,6 +312,8 @@ class RemoteStore:
                     again = answer
                 else:
                     results[digest] = answer.error
+                if isinstance(answer, Failure) and isinstance(answer.error, Throttled):
+                    self.line.pushed_back(began)
             waiting = [digest for digest in waiting if digest not in results]
             if refused_packed:
                 packed = False
@@ -389,6 +399,7 @@ class RemoteStore:
                     data=smaller.get(digest, data),
                     compressor=_ZSTD if digest in smaller else reapi.Compressor.IDENTITY,
                 )
+            began = time.monotonic()
             reply = await self._connection.call(_BATCH_UPDATE, request.SerializeToString(), doing)
             if isinstance(reply, Failure):
                 if isinstance(reply.error, (Unsupported, Invalid)):
@@ -405,6 +416,8 @@ class RemoteStore:
                     again = answer
                 else:
                     failures[digest] = answer.error
+                if isinstance(answer.error, Throttled):
+                    self.line.pushed_back(began)
             waiting = {digest: blobs[digest] for digest in answers if digest not in failures}
             if refused_packed:
                 smaller = {}
