@@ -17,6 +17,7 @@ from outputd.store.remote import RemoteOptions, RemoteStore
 from tests import daemon_fixture
 from tests.interop.servers import Server, buildbox_casd, buildgrid
 from tests.interop.upstream import Upstream, upstream
+from tests.service_client import BuildClient
 
 MIB = 1 << 20
 TEXT = b"".join(b"%d lines that are much alike, said the %dth\n" % (n, n * n) for n in range(300_000))
@@ -90,3 +91,28 @@ def test_both_ways(server: Upstream) -> None:
             assert await client.find_missing([digest_of(TEXT), digest_of(NOISE), *small]) == set()
 
     asyncio.run(asyncio.wait_for(test(), 110))
+
+
+@pytest.mark.skipif(os.geteuid() != 0 or not os.path.exists("/dev/fuse"), reason="needs root and /dev/fuse")
+def test_through_the_mount() -> None:
+    large = b"".join(TEXT[n:] + TEXT[:n] for n in range(3))
+    with (
+        tempfile.TemporaryDirectory(prefix="outputd-test-") as place,
+        upstream(outputd, Path(place)) as remote,
+        daemon_fixture.running(
+            "--remote", remote.relay.url, settings={"remote.compression": "zstd"}
+        ) as daemon,
+        daemon_fixture.connected(daemon) as channel,
+    ):
+        digest = remote.cas().put(large)
+        build = BuildClient(channel, daemon.outputs)
+        build.start()
+        build.stage({"large": digest})
+        file = daemon.outputs / build.base / "large"
+        before = remote.relay.received
+        with file.open("rb") as reader:
+            reader.seek(-1000, os.SEEK_END)
+            assert reader.read() == large[-1000:]
+        assert remote.relay.received - before < MIB
+        assert file.read_bytes() == large
+        assert remote.relay.received - before < len(large) / 2

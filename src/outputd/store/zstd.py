@@ -17,13 +17,15 @@ if sys.version_info >= (3, 14):
 else:
     from backports import zstd
 
+# Of a shared library: 310 MB/s and 46 % of its size. The usual level 3: 120 MB/s, a Gigabit line, and 40 %.
+_LEVEL: Final = 1
 # What one step gives at most.
 _PIECE: Final = 512 << 10
 
 
 def compressed(data: bytes) -> bytes:
     """One frame."""
-    return zstd.compress(data)
+    return zstd.compress(data, _LEVEL)
 
 
 def decompressed(data: bytes, size: int) -> bytes:
@@ -40,7 +42,7 @@ class Compressing:
     __slots__ = ("_frame",)
 
     def __init__(self) -> None:
-        self._frame = zstd.ZstdCompressor()
+        self._frame = zstd.ZstdCompressor(_LEVEL)
 
     def push(self, data: bytes | memoryview) -> bytes:
         """What there is to send so far, possibly nothing."""
