@@ -334,7 +334,9 @@ async def _run(
                 passing = Passing(relays)
                 if queue is not None:
                     queued = QueuedResults(store, passing, state)
-                    background.append(tasks.create_task(queue.run(queued), name="write-back"))
+                    background.append(
+                        tasks.create_task(queue.run(queued), name="write-back", context=carrying(Errand()))
+                    )
                 operations = Operations(
                     lambda: kernel_requests(front, mount.path),
                     calls,
