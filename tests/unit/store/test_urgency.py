@@ -53,7 +53,7 @@ async def world() -> AsyncIterator[World]:
     async with (
         remote_world(RemoteOptions(max_concurrent=1)) as (fake, client),
         local_world() as local,
-        CachedStore(local, client, Partials(f"{local.layout.root}/partial", RealDisk())) as store,
+        CachedStore(local, client, Partials(f"{local.layout.root}/partial", RealDisk(), local)) as store,
         asyncio.TaskGroup() as group,
     ):
         made = World(fake, store, group)
