@@ -26,6 +26,8 @@ class Relay:
         """May be changed while cut."""
         self.received = 0
         """Bytes that came from the server."""
+        self.sent = 0
+        """Bytes that went to it."""
         self.cut_off: Final = threading.Event()
         """Set once somebody, or too many bytes, cut it."""
         self._path: Final = str(path)
@@ -128,6 +130,8 @@ class Relay:
                     if self._limit is not None and self.received >= self._limit:
                         self.cut()
                         return
+                else:
+                    self.sent += len(data)
                 sink.sendall(data)
         except OSError:
             pass  # one side has gone; the other is told below

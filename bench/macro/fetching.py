@@ -65,6 +65,16 @@ class Raw:
             for _ in self._read(bytestream.ReadRequest(resource_name=name, read_limit=most)):
                 pass
 
+    def keep(self, digest: reapi.Digest, path: str) -> None:
+        """Read, hash, and write to a file: what anybody must do who keeps it."""
+        hasher = hashlib.sha256()
+        name = f"blobs/{digest.hash}/{digest.size_bytes}"
+        with open(path, "wb", buffering=0) as file:
+            for reply in self._read(bytestream.ReadRequest(resource_name=name)):
+                hasher.update(reply.data)
+                file.write(reply.data)
+        assert hasher.hexdigest() == digest.hash
+
 
 def stage(daemon: Daemon, artifacts: dict[str, reapi.Digest]) -> None:
     request = service.StageArtifactsRequest(build_id="b")
@@ -134,6 +144,12 @@ def main(arguments: list[str] | None = None) -> None:
             f"{options.size} MiB from beginning to end, cold",
             partial(read_all, [whole]),
             partial(raw.read, large[0]),
+        )
+        measured(
+            daemon,
+            "a raw client that hashes and keeps it",
+            partial(raw.keep, large[0], f"{daemon.plain}/kept"),
+            None,
         )
         measured(daemon, f"{options.size} MiB, again", partial(read_all, [whole]), None)
 

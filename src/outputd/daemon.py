@@ -93,6 +93,7 @@ from outputd.store.limits import Limits
 from outputd.store.owners import Owner
 from outputd.store.remote.relays import Relays
 from outputd.store.routing import Routes
+from outputd.store.urgency import Errand, carrying
 from outputd.supervisor import Supervisor
 from outputd.tree.cas import Cas
 from outputd.tree.node import File
@@ -294,7 +295,7 @@ async def _run(
         work += [(configured.section, client.watch()) for configured, client in remotes]
         if healing is not None:
             work.append(("healing", healing.run()))
-        background = [tasks.create_task(some, name=name) for name, some in work]
+        background = [tasks.create_task(some, name=name, context=carrying(Errand())) for name, some in work]
         restarting = Restarting(config)
         handover = left_behind(kept, supervisor) if arrival is None else arrival.handover
         try:
@@ -313,12 +314,16 @@ async def _run(
                 if uploads is not None:
                     for base in builds.bases:
                         uploads.ask(base)
-                    background.append(tasks.create_task(uploads.run(), name="uploads"))
+                    background.append(
+                        tasks.create_task(uploads.run(), name="uploads", context=carrying(Errand()))
+                    )
                 if remote is not None and lease_options.duration:
                     refresh = Refresh(builds.live, presence, leases, lease_options.duration)
-                    background.append(tasks.create_task(refresh.run(), name="refresh"))
+                    background.append(
+                        tasks.create_task(refresh.run(), name="refresh", context=carrying(Errand()))
+                    )
                 await pins.settle(_PINS_SECONDS)
-                background.append(tasks.create_task(pins.run(), name="pins"))
+                background.append(tasks.create_task(pins.run(), name="pins", context=carrying(Errand())))
                 # Not before: what was not restored yet would look like garbage.
                 background.append(tasks.create_task(collection.run(), name="collection"))
                 calls = Calls()
@@ -329,7 +334,9 @@ async def _run(
                 passing = Passing(relays)
                 if queue is not None:
                     queued = QueuedResults(store, passing, state)
-                    background.append(tasks.create_task(queue.run(queued), name="write-back"))
+                    background.append(
+                        tasks.create_task(queue.run(queued), name="write-back", context=carrying(Errand()))
+                    )
                 operations = Operations(
                     lambda: kernel_requests(front, mount.path),
                     calls,

@@ -23,6 +23,7 @@ from outputd.errors import OutputdError
 from outputd.store.base import BlobStore
 from outputd.store.batches import batches
 from outputd.store.disk_store import DiskStore
+from outputd.store.urgency import unhurried
 from outputd.store.waiting import in_thread
 from outputd.tree.node import Directory
 
@@ -126,12 +127,14 @@ class Prefetch:
             if in_part:
                 for digest, runs in some:
                     await self._give_way()
-                    await _bring_runs(blobs, digest, runs, done)
+                    with unhurried():
+                        await _bring_runs(blobs, digest, runs, done)
                     yield done
                 continue
             for batch in batches((digest for digest, _ in some), _BATCH_BYTES):
                 await self._give_way()
-                failures = await blobs.fetch_many(batch)
+                with unhurried():
+                    failures = await blobs.fetch_many(batch)
                 for digest in batch:
                     _note(done, digest.size, failures.get(digest))
                 yield done

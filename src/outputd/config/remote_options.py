@@ -65,6 +65,7 @@ def remote_options(settings: Remote) -> RemoteOptions:
         retry_seconds=settings.retry_seconds,
         max_concurrent=settings.max_concurrent,
         max_batch_bytes=settings.max_batch_bytes,
+        compression=settings.compression,
         headers={name: text for name, text in settings.headers if not text.startswith("@")},
         header_files={name: text[1:] for name, text in settings.headers if text.startswith("@")},
         credential_helpers=settings.credential_helper,

@@ -8,6 +8,7 @@ from typing import Annotated
 from outputd.config.key import Key
 from outputd.config.kinds import (
     Boolean,
+    Choice,
     Count,
     CredentialHelpers,
     FilePath,
@@ -62,7 +63,14 @@ class Remote:
             "nothing for so long is given up, and calls fail at once until it answers a probe.",
         ),
     ]
-    max_concurrent: Annotated[int, Key(Count(1, 10_000), 64, "How many requests may be under way at once.")]
+    max_concurrent: Annotated[
+        int,
+        Key(
+            Count(1, 10_000),
+            64,
+            "How many requests may be under way at once, at most; fewer while the server pushes back.",
+        ),
+    ]
     ca_file: Annotated[
         str | None,
         Key(
@@ -152,6 +160,16 @@ class Remote:
             Size(1 << 10, 1 << 30),
             "3 MiB",
             "Largest sum of blob sizes in one batch request; the server's own limit counts too, larger blobs are streamed.",
+        ),
+    ]
+    compression: Annotated[
+        str,
+        Key(
+            Choice(("auto", "zstd", "off")),
+            "auto",
+            "Whether blobs travel as Zstandard where the server offers it: unless it is on this machine (`auto`), always (`zstd`, "
+            "for an address here that leads elsewhere), or never (`off`). Blobs below 1 KiB go as they are, and so does on "
+            "the way there what would not become smaller.",
         ),
     ]
     upload_outputs: Annotated[

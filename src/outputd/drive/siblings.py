@@ -14,6 +14,7 @@ from typing import Final, Protocol
 from outputd.digest import Digest
 from outputd.errors import OutputdError
 from outputd.store.base import BlobStore
+from outputd.store.urgency import Errand, carrying
 from outputd.store.waiting import in_thread
 from outputd.tree.node import Directory, File, blob_of
 
@@ -96,7 +97,7 @@ class Siblings:
             behind = names.index(file.name) + 1
             walk.rest = iter(names[behind:] + names[:behind])
         walk.ahead = True
-        self._tasks.create_task(self._advance(walk, directory, digest))
+        self._tasks.create_task(self._advance(walk, directory, digest), context=carrying(Errand()))
 
     async def _advance(self, walk: _Walk, directory: Directory, read: Digest) -> None:
         try:

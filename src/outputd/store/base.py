@@ -7,10 +7,13 @@ from __future__ import annotations
 
 from collections.abc import AsyncGenerator, AsyncIterator, Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Protocol, TypeAlias
 
 from outputd.digest import Digest, DigestFunction
 from outputd.errors import OutputdError
+
+Piece: TypeAlias = bytes | memoryview
+"""Some bytes of a blob on its way. A view is of bytes that nobody changes."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,6 +49,8 @@ class RemoteAbilities:
     """Largest sum of blob sizes in one batch call; never 0, our own limit applied."""
     compressors: frozenset[str]
     """Lowercase names usable on ByteStream, for instance `zstd`."""
+    batch_compressors: frozenset[str]
+    """The same for BatchUpdateBlobs."""
     api_version: str
     """`low-high` as the server tells it."""
     splits: bool
@@ -102,7 +107,7 @@ class LocalStore(Protocol):
 class BlobWriter(Protocol):
     """One blob on its way in. Use as a context manager: leaving without `commit` leaves nothing behind."""
 
-    def write(self, data: bytes | memoryview) -> None: ...
+    def write(self, data: Piece) -> None: ...
 
     def commit(self) -> None:
         """Make the blob visible. Raises Corrupt when the bytes do not match the digest; then nothing is kept."""
@@ -131,7 +136,7 @@ class RemoteBlobs(Protocol):
         `part_of` is the blob whose chunks they are, for whoever counts.
         """
 
-    def read_stream(self, digest: Digest, offset: int = 0, limit: int = 0) -> AsyncGenerator[bytes]:
+    def read_stream(self, digest: Digest, offset: int = 0, limit: int = 0) -> AsyncGenerator[Piece]:
         """The bytes of one blob from `offset`, at most `limit` unless that is 0, resumed over broken streams. Never more than the
         digest's size. Not verified here: the receiver hashes."""
 

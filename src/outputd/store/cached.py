@@ -18,13 +18,14 @@ from typing import Final, Self
 
 from outputd.digest import Digest
 from outputd.errors import Corrupt, NotFound, OutputdError, Unavailable, Unreachable
-from outputd.store.base import BlobWriter, LocalStore, RemoteBlobs
+from outputd.store.base import BlobWriter, LocalStore, Piece, RemoteBlobs
 from outputd.store.batches import batches
 from outputd.store.chunked import ChunkLists
 from outputd.store.flight import Departure, Flight
 from outputd.store.partial import PartialBlob
 from outputd.store.partials import Partials
 from outputd.store.ranged import RangedBlob, RangedReading
+from outputd.store.urgency import carrying
 from outputd.store.waiting import in_thread
 
 _log = logging.getLogger(__name__)
@@ -261,14 +262,17 @@ class CachedStore:
 
     def _open_gate(self, remote: RemoteBlobs) -> None:
         """Send the small ones off, in batches."""
-        wanted = {flight.digest: flight for flight in self._gate if not flight.over}
+        leaving = [flight for flight in self._gate if not flight.over]
         self._gate.clear()
-        for digests in batches(wanted, _BATCH_BYTES):
-            self._depart([wanted[digest] for digest in digests], remote)
+        for urgent in (True, False):  # apart: who waits is not to wait for what nobody waits for
+            wanted = {flight.digest: flight for flight in leaving if flight.urgent == urgent}
+            for digests in batches(wanted, _BATCH_BYTES):
+                self._depart([wanted[digest] for digest in digests], remote)
 
     def _depart(self, flights: Sequence[Flight], remote: RemoteBlobs) -> None:
         departure = Departure(flights)
-        departure.carried_by(self._tasks.create_task(self._bring(departure, remote)))
+        context = carrying(departure.errand)
+        departure.carried_by(self._tasks.create_task(self._bring(departure, remote), context=context))
 
     async def _bring(self, departure: Departure, remote: RemoteBlobs) -> None:
         with departure as flights:
@@ -347,11 +351,11 @@ class CachedStore:
         return put_all() if few else await in_thread(put_all)
 
     async def _keep_stream(
-        self, digest: Digest, data: AsyncIterator[bytes], *, local_only: bool = False
+        self, digest: Digest, data: AsyncIterator[Piece], *, local_only: bool = False
     ) -> None:
         """Put into the local store what comes, while it comes."""
         with self._local.writer(digest, local_only=local_only) as writer:
-            pieces: list[bytes] = []
+            pieces: list[Piece] = []
             size = 0
             async for piece in data:
                 pieces.append(piece)
@@ -406,17 +410,17 @@ def _not_the_bytes(error: Corrupt) -> Unreachable:
     return Unreachable(str(error))
 
 
-async def _counted(flight: Flight, pieces: AsyncIterator[bytes]) -> AsyncGenerator[bytes]:
+async def _counted(flight: Flight, pieces: AsyncIterator[Piece]) -> AsyncGenerator[Piece]:
     async for piece in pieces:
         flight.received += len(piece)
         yield piece
 
 
-def _write_all(writer: BlobWriter, pieces: list[bytes]) -> None:
+def _write_all(writer: BlobWriter, pieces: list[Piece]) -> None:
     for piece in pieces:
         writer.write(piece)
 
 
-def _finish(writer: BlobWriter, pieces: list[bytes]) -> None:
+def _finish(writer: BlobWriter, pieces: list[Piece]) -> None:
     _write_all(writer, pieces)
     writer.commit()

@@ -8,7 +8,7 @@ from typing import TypeAlias
 
 from outputd.digest import Digest
 from outputd.errors import OutputdError
-from outputd.store.base import RemoteAbilities, RemoteBlobs
+from outputd.store.base import Piece, RemoteAbilities, RemoteBlobs
 
 Arrived: TypeAlias = Callable[[Digest, int], object]
 """Told of each blob, or piece of a large one, and how many bytes came."""
@@ -36,7 +36,7 @@ class Counted:
                 self._arrived(part_of or digest, len(data))
         return found
 
-    async def read_stream(self, digest: Digest, offset: int = 0, limit: int = 0) -> AsyncGenerator[bytes]:
+    async def read_stream(self, digest: Digest, offset: int = 0, limit: int = 0) -> AsyncGenerator[Piece]:
         async with aclosing(self._remote.read_stream(digest, offset, limit)) as pieces:
             async for piece in pieces:
                 self._arrived(digest, len(piece))

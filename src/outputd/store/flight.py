@@ -12,18 +12,21 @@ from types import TracebackType
 
 from outputd.digest import Digest
 from outputd.errors import OutputdError, Unavailable
+from outputd.store.urgency import Errand, urgent
 
 
 class Flight:
     """One blob on its way in."""
 
-    __slots__ = ("_departure", "_landed", "_waiters", "began", "digest", "received")
+    __slots__ = ("_departure", "_landed", "_waiters", "began", "digest", "received", "urgent")
 
     def __init__(self, digest: Digest) -> None:
         self.digest = digest
         self.began = time.monotonic()
         self.received = 0
         """Bytes that have come so far."""
+        self.urgent = False
+        """Whether anybody who boarded waits for it himself, and does not do what may be needed later."""
         self._landed: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self._waiters = 0
         self._departure: Departure | None = None
@@ -45,6 +48,10 @@ class Flight:
     def board(self) -> None:
         """Wait from now on: `leave` must follow."""
         self._waiters += 1
+        if not self.urgent and urgent():
+            self.urgent = True
+            if self._departure is not None:
+                self._departure.errand.hurry()
 
     def leave(self) -> None:
         self._waiters -= 1
@@ -86,10 +93,14 @@ class Departure:
     So an error is raised where somebody waits, never in the task group, which would end with all that is in it.
     """
 
-    __slots__ = ("_flights", "_task")
+    __slots__ = ("_flights", "_task", "errand")
 
     def __init__(self, flights: Sequence[Flight]) -> None:
         self._flights = flights
+        self.errand = Errand()
+        """What the task is to carry."""
+        if any(flight.urgent for flight in flights):
+            self.errand.hurry()
         self._task: asyncio.Task[None] | None = None
         for flight in flights:
             flight._departure = self

@@ -13,6 +13,7 @@ from typing import Final, Protocol
 
 from outputd.digest import Digest
 from outputd.disk.disk import Disk
+from outputd.store.base import Piece
 from outputd.store.room import is_full
 
 GRANULE: Final = 64 << 10
@@ -90,7 +91,7 @@ class PartialBlob:
         """Where the granule of a byte begins."""
         return offset - offset % GRANULE
 
-    def write(self, offset: int, data: bytes) -> None:
+    def write(self, offset: int, data: Piece) -> None:
         """Put bytes into their place; they count once `fill` says so. Raises OSError."""
         with memoryview(data) as view:
             done = 0

@@ -22,6 +22,8 @@ from outputd.errors import Corrupt, Exhausted, OutputdError, Unavailable
 from outputd.store.base import LocalStore, RemoteBlobs
 from outputd.store.chunked import ChunkedBlob, ChunkLists, Stretch
 from outputd.store.partial import GRANULE, PartialBlob
+from outputd.store.prefix_hash import PrefixHash
+from outputd.store.urgency import Errand, carrying, urgent
 from outputd.store.waiting import in_thread
 
 _log = logging.getLogger(__name__)
@@ -39,6 +41,8 @@ _WHOLE: Final = 1 << 20
 """Large windows end at multiples of it, in bytes: BuildGrid sends no less than that of anything, whatever the limit."""
 _WRITE_HERE: Final = 256 << 10
 """Bytes up to which writing to the disk does not go to a thread."""
+_HASHED_AT_ONCE: Final = 16 << 20
+"""Bytes from its beginning that a thread hashes at a time while a blob comes: so much is left to do at its end, 10 ms."""
 _NEARLY: Final = 1 / 16
 """Part of a blob that may be missing when the rest is brought unasked."""
 
@@ -62,9 +66,11 @@ class _Reader:
 class _Run:
     """Consecutive bytes that are on their way."""
 
-    __slots__ = ("end", "error", "start", "stretch")
+    __slots__ = ("end", "errand", "error", "start", "stretch")
 
     def __init__(self, start: int, end: int, stretch: Stretch | None = None) -> None:
+        self.errand = Errand()
+        """Nobody waits for what is read ahead."""
         self.start = start
         """All before that are here."""
         self.end = end
@@ -97,6 +103,8 @@ class RangedBlob:
         self._runs: list[_Run] = []
         self._progress = asyncio.Event()
         self._completing = False
+        self._prefix = PrefixHash(partial.digest.function, partial.fd)
+        self._hashing = False
         self._users = 0
 
     @property
@@ -155,6 +163,9 @@ class RangedBlob:
         while not self._partial.has(offset, size):
             self._progress.clear()
             waited_for = [run for run in self._runs if run.start < end and start < run.end]
+            if urgent():
+                for run in waited_for:
+                    run.errand.hurry()
             await self._progress.wait()
             for run in waited_for:
                 if run.error is not None:
@@ -216,7 +227,7 @@ class RangedBlob:
             runs = [_Run(stretch.start, stretch.end, stretch) for stretch in stretches]
         for run in runs:
             self._runs.append(run)
-            self._tasks.create_task(self._bring(run, remote))
+            self._tasks.create_task(self._bring(run, remote), context=carrying(run.errand))
 
     async def _stream(self, run: _Run, remote: RemoteBlobs) -> None:
         partial = self._partial
@@ -231,6 +242,7 @@ class RangedBlob:
                 partial.fill(run.start, at)
                 run.start = run.end if at >= run.end else partial.whole_granules(at)
                 self._progress.set()
+                self._hash_on()
 
     async def _bring(self, run: _Run, remote: RemoteBlobs) -> None:
         partial = self._partial
@@ -239,6 +251,7 @@ class RangedBlob:
                 await self._stream(run, remote)
             else:
                 await self._chunked.bring(run.stretch, remote)
+                self._hash_on()
         except OSError as error:
             kind = Exhausted if error.errno in (errno.ENOSPC, errno.EDQUOT) else Unavailable
             run.error = kind(f"{partial.path}: {error.strerror}")
@@ -256,11 +269,31 @@ class RangedBlob:
                 self._progress.set()
         self._end_if_idle()
 
+    def _hash_on(self) -> None:
+        """Hash what has come of the beginning, unless that is little."""
+        partial = self._partial
+        begin = self._prefix.end
+        end = next(partial.gaps(begin, partial.size), (partial.size,))[0]
+        if not self._hashing and end - begin >= _HASHED_AT_ONCE:
+            self._hashing = True
+            self._tasks.create_task(self._hash(end))
+
+    async def _hash(self, end: int) -> None:
+        try:
+            await in_thread(self._prefix.advance, end)
+        except OSError:
+            pass  # whoever completes the blob meets it again, and tells
+        finally:
+            self._hashing = False
+            self._end_if_idle()
+
     async def _complete(self) -> None:
         """All is here: verify it, and make it a blob of the local store."""
         partial = self._partial
         try:
-            found = await in_thread(Digest.of_descriptor, partial.digest.function, partial.fd)
+            found = await in_thread(self._prefix.digest, partial.size)
+            if found != partial.digest:  # or what was hashed early was replaced since
+                found = await in_thread(Digest.of_descriptor, partial.digest.function, partial.fd)
             if found == partial.digest:
                 self._local.adopt(partial.path, partial.digest)
                 self._local.confirm_remote([partial.digest])
@@ -275,9 +308,10 @@ class RangedBlob:
                 self._spoilt(partial.digest)
                 partial.empty()
                 self._chunked.distrust("its chunks do not make it up")
+                self._prefix = PrefixHash(partial.digest.function, partial.fd)
 
     def _end_if_idle(self) -> None:
-        if self._users or self._runs or self._completing:
+        if self._users or self._runs or self._completing or self._hashing:
             return
         self.save()
         self._partial.close()

@@ -11,7 +11,7 @@ from typing import Final
 
 from outputd.digest import Digest
 from outputd.errors import Invalid, OutputdError
-from outputd.store.base import RemoteAbilities, RemoteBlobs
+from outputd.store.base import Piece, RemoteAbilities, RemoteBlobs
 
 _NOTHING: Final[Sequence[bytes]] = ()
 
@@ -98,7 +98,7 @@ class Routes:
     ) -> Mapping[Digest, bytes | OutputdError]:
         return await self._unnamed.read_batch(digests, part_of=part_of)
 
-    def read_stream(self, digest: Digest, offset: int = 0, limit: int = 0) -> AsyncGenerator[bytes]:
+    def read_stream(self, digest: Digest, offset: int = 0, limit: int = 0) -> AsyncGenerator[Piece]:
         return self._unnamed.read_stream(digest, offset, limit)
 
     async def split(self, digest: Digest) -> Sequence[Digest] | None:
@@ -138,7 +138,7 @@ class Unserved:
     ) -> Mapping[Digest, bytes | OutputdError]:
         return dict.fromkeys(digests, self._refusal())
 
-    async def read_stream(self, digest: Digest, offset: int = 0, limit: int = 0) -> AsyncGenerator[bytes]:
+    async def read_stream(self, digest: Digest, offset: int = 0, limit: int = 0) -> AsyncGenerator[Piece]:
         for piece in _NOTHING:
             yield piece
         raise self._refusal()

@@ -17,13 +17,15 @@ if sys.version_info >= (3, 14):
 else:
     from backports import zstd
 
+# Of a shared library: 310 MB/s and 46 % of its size. The usual level 3: 120 MB/s, a Gigabit line, and 40 %.
+_LEVEL: Final = 1
 # What one step gives at most.
 _PIECE: Final = 512 << 10
 
 
 def compressed(data: bytes) -> bytes:
     """One frame."""
-    return zstd.compress(data)
+    return zstd.compress(data, _LEVEL)
 
 
 def decompressed(data: bytes, size: int) -> bytes:
@@ -40,9 +42,9 @@ class Compressing:
     __slots__ = ("_frame",)
 
     def __init__(self) -> None:
-        self._frame = zstd.ZstdCompressor()
+        self._frame = zstd.ZstdCompressor(_LEVEL)
 
-    def push(self, data: bytes) -> bytes:
+    def push(self, data: bytes | memoryview) -> bytes:
         """What there is to send so far, possibly nothing."""
         return self._frame.compress(data)
 
@@ -63,7 +65,7 @@ class Decompressing:
         self._began = False
         """Whether the frame has got any byte."""
 
-    def push(self, data: bytes) -> Iterator[bytes]:
+    def push(self, data: bytes | memoryview) -> Iterator[bytes]:
         """The next bytes that came, unpacked. Raises Invalid for what is no Zstandard, or is more than `size`.
 
         To be gone through to its end before the next push.

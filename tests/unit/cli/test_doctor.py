@@ -280,6 +280,11 @@ class TestRemote:
     )
     def test_digest_functions(self, functions: set[int], verdict: str) -> None:
         abilities = RemoteAbilities(
-            frozenset(map(DigestFunction, functions)), 1 << 20, frozenset(), "2.0-2.3", splits=False
+            frozenset(map(DigestFunction, functions)),
+            1 << 20,
+            frozenset(),
+            frozenset(),
+            "2.0-2.3",
+            splits=False,
         )
         assert verdicts(fit(abilities)) == [("digest function", verdict)]

@@ -20,6 +20,7 @@ from outputd._proto import any_pb2, duration_pb2, error_details_pb2, status_pb2
 from outputd._proto import bytestream_pb2 as bytestream
 from outputd._proto import remote_execution_pb2 as reapi
 from outputd.digest import Digest, DigestFunction
+from outputd.store.zstd import compressed, decompressed
 
 CAS = "build.bazel.remote.execution.v2.ContentAddressableStorage"
 CAPABILITIES = "build.bazel.remote.execution.v2.Capabilities"
@@ -48,9 +49,14 @@ class Fault:
     extra: bytes = b""
     """Serve these after the last byte."""
     empty: int = 0
-    """Serve so many pieces without a byte first."""
+    """Serve so many pieces of nothing but `raw` first."""
+    raw: bytes = b""
     compressed: bool = False
     """Say that the data of a batch is zstd."""
+    damaged: bool = False
+    """What travels packed is no zstd; what is sent packed is refused as such."""
+    bomb: int = 0
+    """What travels packed stands for so many bytes."""
     garbage: bool = False
     """Reply with what is no message."""
     hang: bool = False
@@ -156,6 +162,11 @@ class FakeRemote:
         self.chunks[digest] = [self.add(piece, digest.function) for piece in pieces]
         return self.chunks[digest]
 
+    def offer_zstd(self) -> None:
+        cache = self.capabilities.cache_capabilities
+        cache.supported_compressors.append(reapi.Compressor.ZSTD)
+        cache.supported_batch_update_compressors.append(reapi.Compressor.ZSTD)
+
     def limit_batches(self, size: int) -> None:
         self.capabilities.cache_capabilities.max_batch_total_size_bytes = size
 
@@ -246,8 +257,11 @@ class FakeRemote:
             else:
                 data = self.blobs[digest]
                 answer.data = other(data) if fault.wrong else data
+                if reapi.Compressor.ZSTD in request.acceptable_compressors:
+                    answer.data = packed(answer.data, fault)
+                    answer.compressor = reapi.Compressor.ZSTD
                 if fault.compressed:
-                    answer.compressor = reapi.Compressor.Value.Value("ZSTD")
+                    answer.compressor = reapi.Compressor.ZSTD
         return reply
 
     async def _batch_update(self, raw: bytes, fault: Fault, context: Context) -> Any:
@@ -260,12 +274,14 @@ class FakeRemote:
             if digest == fault.blob and fault.code is None:
                 continue
             answer = reply.responses.add(digest=item.digest)
+            is_packed = item.compressor == reapi.Compressor.ZSTD
+            data = decompressed(item.data, digest.size) if is_packed else item.data
             if digest == fault.blob:
                 answer.status.CopyFrom(status(fault))
-            elif Digest.of(digest.function, item.data) != digest:
+            elif Digest.of(digest.function, data) != digest or (is_packed and fault.damaged):
                 answer.status.code = 3
             else:
-                self.blobs[digest] = item.data
+                self.blobs[digest] = data
         return reply
 
     async def _split(self, raw: bytes, fault: Fault, context: Context) -> Any:
@@ -298,14 +314,19 @@ class FakeRemote:
             await context.abort(grpc.StatusCode.OUT_OF_RANGE, "offset outside of the blob")
         data = (other(data) if fault.wrong else data) + fault.extra
         for _ in range(fault.empty):
-            yield bytestream.ReadResponse().SerializeToString()
+            yield bytestream.ReadResponse(data=fault.raw).SerializeToString()
         if fault.trickle:
             for at in range(request.read_offset, len(data)):
                 yield bytestream.ReadResponse(data=data[at : at + 1]).SerializeToString()
                 await asyncio.sleep(fault.trickle)
             return
-        end = len(data) if fault.after is None else request.read_offset + fault.after
-        for start in range(request.read_offset, end, PIECE):
+        begin = request.read_offset
+        if names_packed(request.resource_name):
+            if request.read_limit:
+                await context.abort(grpc.StatusCode.INVALID_ARGUMENT, "a limit, and compressed")
+            data, begin = packed(data[begin:], fault), 0
+        end = len(data) if fault.after is None else begin + fault.after
+        for start in range(begin, end, PIECE):
             yield bytestream.ReadResponse(data=data[start : min(start + PIECE, end)]).SerializeToString()
         if fault.code is not None:
             await abort(context, fault)
@@ -334,10 +355,15 @@ class FakeRemote:
             if fault.after is not None and len(data) >= fault.after:
                 await abort(context, fault)
         digest = parse_upload_name(name)
+        sent = len(data)
+        if names_packed(name):
+            if fault.damaged:
+                await context.abort(grpc.StatusCode.INVALID_ARGUMENT, "cannot unpack")
+            data = bytearray(decompressed(bytes(data), digest.size))
         if not finished or Digest.of(digest.function, data) != digest:
             await context.abort(grpc.StatusCode.INVALID_ARGUMENT, "unfinished, or another digest")
         self.blobs[digest] = bytes(data)
-        committed = len(data) if self.committed_size is None else self.committed_size
+        committed = sent if self.committed_size is None else self.committed_size
         self.committed_size = None
         return bytestream.WriteResponse(committed_size=committed).SerializeToString()
 
@@ -347,13 +373,21 @@ def other(data: bytes) -> bytes:
     return data[:-1] + bytes([data[-1] ^ 1])
 
 
+def packed(data: bytes, fault: Fault) -> bytes:
+    return b"\0" * len(data) if fault.damaged else compressed(bytes(fault.bomb) or data)
+
+
+def names_packed(name: str) -> bool:
+    return "compressed-blobs/zstd/" in name
+
+
 def parse(function: DigestFunction, message: reapi.Digest) -> Digest:
     return Digest.parse(function, message.hash, message.size_bytes)
 
 
 def parse_name(name: str) -> Digest:
-    """`[{instance}/]blobs/[{function}/]{hash}/{size}`, with an instance name of one part at most."""
-    parts = name.split("/")
+    """`[{instance}/]blobs/[{function}/]{hash}/{size}`, with an instance name of one part at most, or the same packed."""
+    parts = name.replace("compressed-blobs/zstd/", "blobs/").split("/")
     if parts[0] != "blobs":
         parts = parts[1:]
     assert parts[0] == "blobs", name

@@ -6,7 +6,7 @@ import asyncio
 import os
 import random
 from collections.abc import AsyncGenerator, AsyncIterator, Sequence
-from contextlib import asynccontextmanager
+from contextlib import aclosing, asynccontextmanager
 from pathlib import Path
 from typing import Any, cast
 
@@ -19,7 +19,9 @@ from outputd.store.base import RemoteBlobs
 from outputd.store.chunked import ChunkLists
 from outputd.store.disk_store import DiskStore
 from outputd.store.partial import GRANULE, PartialBlob
+from outputd.store.prefix_hash import PrefixHash
 from outputd.store.ranged import RangedBlob
+from tests.unit.store.worlds import until
 
 BOOT = bytes(16)
 DATA = random.Random(7).randbytes(40 << 20)
@@ -37,6 +39,7 @@ class Remote:
         self.gate = asyncio.Event()
         self.gate.set()
         self.fails = False
+        self.blob: RangedBlob | None = None
 
     async def split(self, digest: Digest) -> Sequence[Digest] | None:
         return None
@@ -59,6 +62,16 @@ class Nobody:
         return False
 
     def grew(self, size: int) -> None: ...
+
+
+class Slow(Remote):
+    """Slower than hashing is."""
+
+    async def read_stream(self, digest: Digest, offset: int = 0, limit: int = 0) -> AsyncGenerator[bytes]:
+        async with aclosing(super().read_stream(digest, offset, limit)) as pieces:
+            async for piece in pieces:
+                yield piece
+                await until(lambda: self.blob is not None and not self.blob._hashing)
 
 
 class World:
@@ -197,3 +210,41 @@ def test_gaps(tmp_path: Path, size: int) -> None:
     partial.fill(0, size)
     assert partial.complete and partial.has(0, size) and list(partial.gaps(0, size)) == []
     partial.close()
+
+
+def test_what_came_is_hashed_while_the_rest_comes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    left: list[int] = []
+    digest = PrefixHash.digest
+
+    def noted(prefix: PrefixHash, size: int) -> Digest:
+        left.append(size - prefix.end)
+        return digest(prefix, size)
+
+    monkeypatch.setattr(PrefixHash, "digest", noted)
+
+    async def run() -> None:
+        async with world(tmp_path, Slow()) as w:
+            w.remote.blob = w.blob
+            for offset in range(0, len(DATA), MIB):
+                await w.read(offset, MIB)
+        assert w.store.read(DIGEST) == DATA
+
+    asyncio.run(run())
+    [unhashed] = left
+    assert unhashed < 17 * MIB
+
+
+def test_bytes_that_were_replaced_after_they_were_hashed(tmp_path: Path) -> None:
+    async def run() -> None:
+        async with world(tmp_path, Slow()) as w:
+            w.remote.blob = w.blob
+            for offset in range(0, len(DATA) // 2, MIB):
+                await w.read(offset, MIB)
+            await until(lambda: not w.blob._hashing)
+            assert w.blob._prefix.end
+            w.blob._prefix._hasher.update(b"what is not there any more")
+            for offset in range(0, len(DATA), MIB):
+                await w.read(offset, MIB)
+        assert w.store.read(DIGEST) == DATA
+
+    asyncio.run(run())

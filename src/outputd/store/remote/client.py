@@ -1,59 +1,54 @@
-"""A REv2 CAS as RemoteBlobs: batches, streams, retries, verification; keeps nothing but what the server says of itself.
+"""A REv2 CAS as RemoteBlobs: batches, retries, verification; keeps nothing but what the server says of itself.
 
-Blobs travel uncompressed. The empty blob is never asked for nor sent: it is everywhere (REv2, ContentAddressableStorage).
+Blobs travel as Zstandard where the server offers it and that gains something (packing.py), else as they are; one that fails
+packed is tried as it is. The empty blob is never asked for nor sent: it is everywhere (REv2, ContentAddressableStorage).
 """
 
 from __future__ import annotations
 
 import asyncio
 import copy
+import time
 from collections.abc import AsyncGenerator, Callable, Collection, Mapping, Sequence
 from contextlib import aclosing
 from dataclasses import replace
 from functools import partial
-from typing import Final, TypeVar
+from typing import Final
 
-from google.protobuf.message import DecodeError, Message
-
-from outputd._proto import bytestream_pb2 as bytestream
 from outputd._proto import remote_execution_pb2 as reapi
 from outputd.digest import Digest, DigestFunction
-from outputd.errors import Corrupt, Invalid, OutputdError, Unsupported
-from outputd.store.base import RemoteAbilities
+from outputd.errors import Corrupt, Invalid, OutputdError, Throttled, Unsupported
+from outputd.store.base import Piece, RemoteAbilities
 from outputd.store.batches import batches, by_function
+from outputd.store.remote import packing
 from outputd.store.remote.capabilities import told, untold
 from outputd.store.remote.connection import Connection
 from outputd.store.remote.contact import Contact
 from outputd.store.remote.credentials import Credentials
 from outputd.store.remote.endpoint import RemoteOptions, parse_endpoint
 from outputd.store.remote.failure import of_status
+from outputd.store.remote.line import Line
 from outputd.store.remote.relay import Relay
-from outputd.store.remote.resource_name import blob_name, upload_name
+from outputd.store.remote.replies import parse
 from outputd.store.remote.retry import Failure, Tries
 from outputd.store.remote.splitting import split
+from outputd.store.remote.streams import Streams
 from outputd.store.waiting import in_parallel, in_thread
+from outputd.store.zstd import decompressed
 
 _REV2: Final = "/build.bazel.remote.execution.v2."
 _FIND_MISSING: Final = _REV2 + "ContentAddressableStorage/FindMissingBlobs"
 _BATCH_READ: Final = _REV2 + "ContentAddressableStorage/BatchReadBlobs"
 _BATCH_UPDATE: Final = _REV2 + "ContentAddressableStorage/BatchUpdateBlobs"
 _GET_CAPABILITIES: Final = _REV2 + "Capabilities/GetCapabilities"
-_READ: Final = "/google.bytestream.ByteStream/Read"
-_WRITE: Final = "/google.bytestream.ByteStream/Write"
 
 # 10 000 digests of 75 bytes stay well below the 4 MiB that any gRPC server takes.
 _DIGESTS_A_CALL: Final = 10_000
-_UPLOAD_PIECE: Final = 1 << 20
-# Stream pieces without a byte are legal and, without a limit, a way to keep us for ever.
-_EMPTY_PIECES: Final = 1_000
-# Bytes of a stream that count as progress: a server that gives one a try would be tried for ever.
-_PROGRESS: Final = 4096
 # Digests put into or taken out of a message before the loop gets its turn: about 0.7 ms.
 _DIGESTS_A_TURN: Final = 250
 # Hashing less than this is over before a thread has started.
 _HASH_HERE: Final = 64 << 10
-
-M = TypeVar("M", bound=Message)
+_ZSTD: Final = reapi.Compressor.ZSTD
 
 
 class RemoteStore:
@@ -64,6 +59,7 @@ class RemoteStore:
         self._options = options or RemoteOptions()
         self._connection = Connection(parse_endpoint(url), self._options)
         self._instance_name = instance_name
+        self._streams = Streams(self._connection, instance_name, self._options.retry_seconds)
         self._asking = asyncio.Lock()
         self._turn = asyncio.Lock()
         self._abilities: RemoteAbilities | None = None
@@ -77,6 +73,7 @@ class RemoteStore:
     def of_instance(self, name: str) -> RemoteStore:
         other = copy.copy(self)  # the connection is shared, what was learnt of the instance is not
         other._instance_name = name
+        other._streams = Streams(self._connection, name, self._options.retry_seconds)
         other._asking = asyncio.Lock()
         other._abilities = None
         return other
@@ -89,6 +86,11 @@ class RemoteStore:
     def contact(self) -> Contact:
         """Whether the server serves us."""
         return self._connection.contact
+
+    @property
+    def line(self) -> Line:
+        """How many calls it gets, and how many wait."""
+        return self._connection.line
 
     def relay(self) -> Relay:
         """For calls of clients that are passed on to the same server. To be closed on its own."""
@@ -142,58 +144,31 @@ class RemoteStore:
         self, digests: Collection[Digest], *, part_of: Digest | None = None
     ) -> Mapping[Digest, bytes | OutputdError]:
         wanted = by_function(digests)
-        limit = (await self._offering(*wanted)).max_batch_bytes if wanted else 0
         jobs = []
         for function, some in wanted.items():
-            for batch in batches(some, limit):
+            abilities = await self._offering(function)
+            packed = (
+                self._packs(abilities.compressors) and max(digest.size for digest in some) >= packing.FROM
+            )
+            for batch in batches(some, limit := abilities.max_batch_bytes):
                 # A blob over the limit is the only one of its batch.
                 small = batch[0].size <= limit
-                jobs.append(self._read_batch(function, batch) if small else self._read_each(batch))
+                jobs.append(
+                    self._read_batch(function, batch, packed=packed) if small else self._read_each(batch)
+                )
         results: dict[Digest, bytes | OutputdError] = {digest: b"" for digest in digests if digest.size == 0}
         for found in await in_parallel(jobs):
             results.update(found)
         return results
 
-    async def read_stream(self, digest: Digest, offset: int = 0, limit: int = 0) -> AsyncGenerator[bytes]:
-        name = blob_name(self._instance_name, digest)
-        doing = f"read blob {digest}"
-        tries = Tries(self._options.retry_seconds)
-        size = min(digest.size, offset + limit) if limit else digest.size
-        progressed = offset
-        empty = 0
-        if offset < size:
-            await self._offering(digest.function)
-        while offset < size:
-            request = bytestream.ReadRequest(
-                resource_name=name, read_offset=offset, read_limit=size - offset if limit else 0
-            ).SerializeToString()
-            failure: Failure | None = None
-            async with aclosing(self._connection.receive(_READ, request, name, doing)) as replies:
-                async for reply in replies:
-                    if isinstance(reply, Failure):
-                        failure = reply
-                        break
-                    piece = _parse(bytestream.ReadResponse, reply, doing).data
-                    if not piece:
-                        empty += 1
-                        if empty > _EMPTY_PIECES:
-                            raise Corrupt(
-                                f"blob {digest} from {self.url}: pieces come without a byte in them"
-                            )
-                        continue
-                    if limit and offset + len(piece) > size:
-                        piece = piece[: size - offset]  # of a server that knows no limits
-                    offset += len(piece)
-                    if offset > size:
-                        raise Corrupt(f"blob {digest} from {self.url}: more than {size} bytes came")
-                    yield piece
-                    if offset - progressed >= _PROGRESS:
-                        tries.progress()  # only now: the time that the receiver takes is not the server's
-                        progressed = offset
-                    if limit and offset == size:
-                        return
-            if offset < size:
-                await tries.again(failure or self._truncated(digest, offset))
+    async def read_stream(self, digest: Digest, offset: int = 0, limit: int = 0) -> AsyncGenerator[Piece]:
+        if offset >= digest.size:
+            return
+        abilities = await self._offering(digest.function)
+        packed = self._packs(abilities.compressors)
+        async with aclosing(self._streams.read(digest, offset, limit, packed=packed)) as pieces:
+            async for piece in pieces:
+                yield piece
 
     async def split(self, digest: Digest) -> Sequence[Digest] | None:
         abilities = await self._offering(digest.function)
@@ -208,33 +183,21 @@ class RemoteStore:
     async def write(self, digest: Digest, data: Callable[[], AsyncGenerator[bytes]]) -> None:
         if digest.size == 0:
             return
-        await self._offering(digest.function)
-        doing = f"write blob {digest}"
-        tries = Tries(self._options.retry_seconds)
-        while True:
-            name = upload_name(self._instance_name, digest)
-            async with aclosing(data()) as pieces, aclosing(_write_requests(name, pieces)) as requests:
-                reply = await self._connection.send(_WRITE, requests, name, doing)
-            if not isinstance(reply, Failure):
-                committed = _parse(bytestream.WriteResponse, reply, doing).committed_size
-                # -1 is how servers say that they had the blob already.
-                if committed in (digest.size, -1):
-                    return
-                error = Corrupt(
-                    f"cannot {doing} at {self.url}: the server kept {committed} bytes of {digest.size}"
-                )
-                reply = Failure(error, transient=True)
-            await tries.again(reply)
+        abilities = await self._offering(digest.function)
+        await self._streams.write(digest, data, packed=self._packs(abilities.compressors))
 
     async def write_batch(self, blobs: Mapping[Digest, bytes]) -> dict[Digest, OutputdError]:
         wanted = by_function(blobs)
-        limit = (await self._offering(*wanted)).max_batch_bytes if wanted else 0
         jobs = []
         for function, some in wanted.items():
-            for batch in batches(some, limit):
+            abilities = await self._offering(function)
+            packed = self._packs(abilities.batch_compressors)
+            for batch in batches(some, limit := abilities.max_batch_bytes):
                 part = {digest: blobs[digest] for digest in batch}
                 small = batch[0].size <= limit
-                jobs.append(self._write_batch(function, part) if small else self._write_each(part))
+                jobs.append(
+                    self._write_batch(function, part, packed=packed) if small else self._write_each(part)
+                )
         failures: dict[Digest, OutputdError] = {}
         for failed in await in_parallel(jobs):
             failures.update(failed)
@@ -255,7 +218,7 @@ class RemoteStore:
             reply = await self._call(_GET_CAPABILITIES, request.SerializeToString(), doing)
         except Unsupported:
             return untold(ours)
-        return told(_parse(reapi.ServerCapabilities, reply, doing), ours, self.url)
+        return told(parse(reapi.ServerCapabilities, reply, doing), ours, self.url)
 
     async def _offering(self, *functions: DigestFunction) -> RemoteAbilities:
         """What the server can do. Raises Unsupported unless these functions are among it."""
@@ -267,6 +230,13 @@ class RemoteStore:
                     f"{self.url} does not offer digest function {function.name}, only {offered}"
                 )
         return abilities
+
+    def _packs(self, offered: Collection[str]) -> bool:
+        """Whether Zstandard is to be used where the server offers these compressors."""
+        wanted = self._options.compression
+        if wanted == "auto" and self._connection.endpoint.near:
+            return False
+        return wanted != "off" and packing.ZSTD in offered
 
     async def _find_missing(self, digests: list[Digest], missing: set[Digest]) -> None:
         """Add those of `digests` that the server lacks to `missing`: a call for each of their functions."""
@@ -293,7 +263,7 @@ class RemoteStore:
             doing = f"find missing blobs of {len(request.blob_digests)}"
             reply = await self._call(_FIND_MISSING, request.SerializeToString(), doing)
             async with self._turn:
-                named = _parse(reapi.FindMissingBlobsResponse, reply, doing).missing_blob_digests
+                named = parse(reapi.FindMissingBlobsResponse, reply, doing).missing_blob_digests
                 for start in range(0, len(named), _DIGESTS_A_TURN):
                     await asyncio.sleep(0)
                     found = {
@@ -303,7 +273,7 @@ class RemoteStore:
                     missing |= found & asked
 
     async def _read_batch(
-        self, function: DigestFunction, digests: list[Digest]
+        self, function: DigestFunction, digests: list[Digest], *, packed: bool
     ) -> dict[Digest, bytes | OutputdError]:
         """The blobs of one call, which is made again for those that failed for a moment."""
         doing = _doing("read", digests)
@@ -315,27 +285,39 @@ class RemoteStore:
                 instance_name=self._instance_name,
                 digests=[reapi.Digest(hash=digest.hash_hex, size_bytes=digest.size) for digest in waiting],
                 digest_function=reapi.DigestFunction.Value.Value(function.name),
+                acceptable_compressors=[_ZSTD] if packed else [],
             )
+            began = time.monotonic()
             reply = await self._connection.call(_BATCH_READ, request.SerializeToString(), doing)
             if isinstance(reply, Failure):
                 if isinstance(reply.error, (Unsupported, Invalid)):
                     # No batches here, or a limit we were not told: each blob by itself may still work.
                     return results | await self._read_each(waiting)
                 answers: Mapping[Digest, bytes | Failure] = dict.fromkeys(waiting, reply)
+            elif packed:
+                answers = await in_thread(self._answers, function, reply, waiting, doing)
             else:
-                answers = self._answers(function, reply, doing)
+                answers = self._answers(function, reply, (), doing)
             again = None
+            refused_packed = False
             for digest in waiting:
                 answer = answers.get(digest)
                 if answer is None:
                     answer = self._unanswered("read", digest)
                 if isinstance(answer, bytes):
                     results[digest] = answer
+                elif packed and isinstance(answer.error, (Unsupported, Invalid)):
+                    refused_packed = True
                 elif answer.transient:
                     again = answer
                 else:
                     results[digest] = answer.error
+                if isinstance(answer, Failure) and isinstance(answer.error, Throttled):
+                    self.line.pushed_back(began)
             waiting = [digest for digest in waiting if digest not in results]
+            if refused_packed:
+                packed = False
+                continue
             if again is None:
                 break
             try:
@@ -345,16 +327,27 @@ class RemoteStore:
                 break
         return await self._verified(results)
 
-    def _answers(self, function: DigestFunction, reply: bytes, doing: str) -> dict[Digest, bytes | Failure]:
-        """What a batch reply says of each blob."""
+    def _answers(
+        self, function: DigestFunction, reply: bytes, packed: Collection[Digest], doing: str
+    ) -> dict[Digest, bytes | Failure]:
+        """What a batch reply says of each blob; those of `packed` may have come as Zstandard. For any thread."""
         answers: dict[Digest, bytes | Failure] = {}
-        for answer in _parse(reapi.BatchReadBlobsResponse, reply, doing).responses:
+        for answer in parse(reapi.BatchReadBlobsResponse, reply, doing).responses:
             digest = self._digest(function, answer.digest, doing)
             if answer.status.code:
                 answers[digest] = of_status(answer.status, f"read blob {digest} at {self.url}")
+            elif answer.compressor == _ZSTD and digest in packed:
+                try:
+                    answers[digest] = decompressed(answer.data, digest.size)
+                except Invalid as error:
+                    answers[digest] = Failure(
+                        Invalid(f"blob {digest} from {self.url}: {error}"), transient=False
+                    )
             elif answer.compressor:
-                error = Corrupt(f"blob {digest} from {self.url}: it came compressed, which was not asked for")
-                answers[digest] = Failure(error, transient=False)
+                corrupt = Corrupt(
+                    f"blob {digest} from {self.url}: it came compressed, which was not asked for"
+                )
+                answers[digest] = Failure(corrupt, transient=False)
             else:
                 answers[digest] = answer.data
         return answers
@@ -387,10 +380,11 @@ class RemoteStore:
         return await self._verified(results)
 
     async def _write_batch(
-        self, function: DigestFunction, blobs: dict[Digest, bytes]
+        self, function: DigestFunction, blobs: dict[Digest, bytes], *, packed: bool
     ) -> dict[Digest, OutputdError]:
         """The blobs of one call, which is made again for those that failed for a moment. The failures."""
         doing = _doing("write", blobs)
+        smaller = await packing.packed_blobs(blobs) if packed else {}
         tries = Tries(self._options.retry_seconds)
         failures: dict[Digest, OutputdError] = {}
         waiting = blobs
@@ -401,8 +395,11 @@ class RemoteStore:
             )
             for digest, data in waiting.items():
                 request.requests.add(
-                    digest=reapi.Digest(hash=digest.hash_hex, size_bytes=digest.size), data=data
+                    digest=reapi.Digest(hash=digest.hash_hex, size_bytes=digest.size),
+                    data=smaller.get(digest, data),
+                    compressor=_ZSTD if digest in smaller else reapi.Compressor.IDENTITY,
                 )
+            began = time.monotonic()
             reply = await self._connection.call(_BATCH_UPDATE, request.SerializeToString(), doing)
             if isinstance(reply, Failure):
                 if isinstance(reply.error, (Unsupported, Invalid)):
@@ -411,12 +408,20 @@ class RemoteStore:
             else:
                 answers = self._refusals(function, reply, waiting, doing)
             again: Failure | None = None
+            refused_packed = False
             for digest, answer in answers.items():
-                if answer.transient:
+                if digest in smaller and isinstance(answer.error, (Unsupported, Invalid)):
+                    refused_packed = True
+                elif answer.transient:
                     again = answer
                 else:
                     failures[digest] = answer.error
+                if isinstance(answer.error, Throttled):
+                    self.line.pushed_back(began)
             waiting = {digest: blobs[digest] for digest in answers if digest not in failures}
+            if refused_packed:
+                smaller = {}
+                continue
             if again is None:
                 return failures
             try:
@@ -430,7 +435,7 @@ class RemoteStore:
         """Those of `waiting` that a batch reply does not say were taken."""
         statuses = {
             self._digest(function, answer.digest, doing): answer.status
-            for answer in _parse(reapi.BatchUpdateBlobsResponse, reply, doing).responses
+            for answer in parse(reapi.BatchUpdateBlobsResponse, reply, doing).responses
         }
         return {
             digest: of_status(statuses[digest], f"write blob {digest} at {self.url}")
@@ -460,12 +465,6 @@ class RemoteStore:
             Corrupt(f"cannot {verb} blob {digest} at {self.url}: the reply leaves it out"), transient=True
         )
 
-    def _truncated(self, digest: Digest, offset: int) -> Failure:
-        error = Corrupt(
-            f"blob {digest} from {self.url}: the stream ended after {offset} of {digest.size} bytes"
-        )
-        return Failure(error, transient=True)
-
 
 def _doing(verb: str, digests: Collection[Digest]) -> str:
     first = next(iter(digests))
@@ -474,25 +473,5 @@ def _doing(verb: str, digests: Collection[Digest]) -> str:
     )
 
 
-def _parse(message: type[M], data: bytes, doing: str) -> M:
-    try:
-        return message.FromString(data)
-    except DecodeError as error:
-        raise Corrupt(f"cannot {doing}: the reply is no {message.__name__}") from error
-
-
 async def _whole(data: bytes) -> AsyncGenerator[bytes]:
     yield data
-
-
-async def _write_requests(name: str, pieces: AsyncGenerator[bytes]) -> AsyncGenerator[bytes]:
-    """A blob as ByteStream.Write wants it: the name first, offsets that grow, an end that says so."""
-    offset = 0
-    async for piece in pieces:
-        for start in range(0, len(piece), _UPLOAD_PIECE):
-            data = piece[start : start + _UPLOAD_PIECE]
-            yield bytestream.WriteRequest(
-                resource_name=name if offset == 0 else "", write_offset=offset, data=data
-            ).SerializeToString()
-            offset += len(data)
-    yield bytestream.WriteRequest(write_offset=offset, finish_write=True).SerializeToString()

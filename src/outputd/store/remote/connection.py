@@ -12,22 +12,24 @@ import time
 from collections.abc import AsyncGenerator, AsyncIterator, Awaitable
 from contextvars import ContextVar
 from dataclasses import replace
-from typing import Final, TypeVar
+from typing import Final, NamedTuple, TypeVar
 
 import grpc
 import grpc.aio
 
 from outputd import __version__
 from outputd._proto import remote_execution_pb2 as reapi
-from outputd.errors import Denied, TimedOut, Unavailable
+from outputd.errors import Denied, Throttled, TimedOut, Unavailable
 from outputd.store.remote.caller import REQUEST_METADATA, caller
 from outputd.store.remote.contact import Contact, Standing
 from outputd.store.remote.credential_facts import Headers
 from outputd.store.remote.credentials import Credentials
 from outputd.store.remote.endpoint import Endpoint, RemoteOptions, open_channel
 from outputd.store.remote.failure import UNANSWERED, of_call
+from outputd.store.remote.line import Line
 from outputd.store.remote.retry import Failure
 from outputd.store.remote.tls import Tls
+from outputd.store.remote.window import Window
 
 _log = logging.getLogger(__name__)
 
@@ -61,6 +63,14 @@ class _Lane:
         self.calls = 0
 
 
+class _Place(NamedTuple):
+    """Of one call, from `_enter` to `_leave`."""
+
+    lane: _Lane
+    background: bool
+    """As Line.enter said."""
+
+
 class Connection:
     """A server's calls as bytes in and bytes out."""
 
@@ -73,7 +83,7 @@ class Connection:
         self.contact: Final = Contact(endpoint.url, options.retry_seconds)
         self.credentials: Final = Credentials(endpoint, options)
         self._tls = Tls(options) if endpoint.secure else None
-        self._slots = asyncio.Semaphore(options.max_concurrent)
+        self.line: Final = Line(Window(options.max_concurrent))
         self._steps: set[asyncio.Timeout] = set()
         """The waits of all calls at this moment."""
         self._doubt = asyncio.Event()
@@ -87,7 +97,7 @@ class Connection:
         """One request, one reply."""
         if isinstance(entered := await self._enter(doing), Failure):
             return entered
-        lane = entered
+        lane = entered.lane
         began = time.monotonic()
         headers = self.headers()
         try:
@@ -96,12 +106,12 @@ class Connection:
             reply: bytes = await self._step(
                 call(request, timeout=self.timeout, metadata=_metadata(headers)), self.timeout
             )
-            self.contact.answered()
+            self._served()
             return reply
         except _ENDED as error:
             failure = self.failure(error, doing, began)
         finally:
-            await self._leave(lane)
+            await self._leave(entered)
         return await self.renewed(failure, headers)
 
     async def receive(
@@ -115,7 +125,7 @@ class Connection:
         if isinstance(entered := await self._enter(doing), Failure):
             yield entered
             return
-        lane = entered
+        lane = entered.lane
         began = time.monotonic()
         headers = self.headers()
         enough = _LEAST_RATE * self.timeout
@@ -140,14 +150,14 @@ class Connection:
                         yield self._standstill(doing, since, f"{moved:.0f} bytes in {waited:.1f} s")
                         return
                     yield reply
-                self.contact.answered()
+                self._served()
                 return
             except _ENDED as error:
                 failure = self.failure(error, doing, began)
             finally:
                 call.cancel()
         finally:
-            await self._leave(lane)
+            await self._leave(entered)
         yield await self.renewed(failure, headers)
 
     async def send(
@@ -156,7 +166,7 @@ class Connection:
         """Many requests, one reply, which may come before all requests are out: then the rest is not sent."""
         if isinstance(entered := await self._enter(doing), Failure):
             return entered
-        lane = entered
+        lane = entered.lane
         began = time.monotonic()
         headers = self.headers()
         try:
@@ -171,14 +181,14 @@ class Connection:
                 except (grpc.aio.AioRpcError, asyncio.InvalidStateError):
                     pass  # The server ended the call, well or badly: its reply or status follows.
                 reply: bytes = await self._step(call, self.timeout)
-                self.contact.answered()
+                self._served()
                 return reply
             except _ENDED as error:
                 failure = self.failure(error, doing, began)
             finally:
                 call.cancel()
         finally:
-            await self._leave(lane)
+            await self._leave(entered)
         return await self.renewed(failure, headers)
 
     async def watch(self, method: str, request: bytes) -> None:
@@ -248,17 +258,17 @@ class Connection:
         if self._lane is not None:
             await self._lane.channel.close(None)
 
-    async def _enter(self, doing: str) -> _Lane | Failure:
-        """Take a slot and a channel, to be given back with `_leave`; or fail at once. The line moves, for each call in it ends or
+    async def _enter(self, doing: str) -> _Place | Failure:
+        """Take a place and a channel, to be given back with `_leave`; or fail at once. The line moves, for each call in it ends or
         is ended."""
         if (refusal := self.contact.refusal()) is not None:
             return Failure(refusal, transient=False)
         began = time.monotonic()
         try:
-            await self._step(self._slots.acquire(), None)
+            background = await self._step(self.line.enter(), None)
         except TimeoutError as error:  # closing, or given up
             return self.failure(error, doing, began)
-        lane: _Lane | None = None
+        place: _Place | None = None
         try:
             if (refusal := self.contact.refusal()) is not None:
                 return Failure(refusal, transient=False)
@@ -271,14 +281,15 @@ class Connection:
                 self.contact.refused(text)
                 # Who tries again at once meets a helper that rests.
                 return Failure(type(lacking)(text), transient=False)
-            lane = await self._open()
-            return lane
+            place = _Place(await self._open(), background)
+            return place
         finally:
-            if lane is None:
-                self._slots.release()
+            if place is None:
+                self.line.leave(background=background)
 
-    async def _leave(self, lane: _Lane) -> None:
-        self._slots.release()
+    async def _leave(self, place: _Place) -> None:
+        self.line.leave(background=place.background)
+        lane = place.lane
         lane.calls -= 1
         if lane in self._retired and not lane.calls:
             self._retired.discard(lane)
@@ -339,6 +350,11 @@ class Connection:
             return replace(failure, renewed=True)
         return failure
 
+    def _served(self) -> None:
+        """A call got its whole answer."""
+        self.contact.answered()
+        self.line.served()
+
     def failure(self, error: BaseException, doing: str, began: float) -> Failure:
         """What one of _ENDED means; a cancellation that is meant for our task goes on."""
         task = asyncio.current_task()
@@ -360,6 +376,8 @@ class Connection:
             failure = replace(failure, error=type(failure.error)(text))
         if error.code() is grpc.StatusCode.UNAVAILABLE:
             self.losses += 1
+        if isinstance(failure.error, Throttled) or error.code() in UNANSWERED:
+            self.line.pushed_back(began)
         if isinstance(failure.error, Denied):
             self.contact.refused(str(failure.error))
         elif error.code() in UNANSWERED:
@@ -372,6 +390,7 @@ class Connection:
 
     def _standstill(self, doing: str, began: float, moved: str) -> Failure:
         failure = Failure(TimedOut(f"cannot {doing} at {self.endpoint}: it sent {moved}"), transient=True)
+        self.line.pushed_back(began)
         self._unanswered(failure, began)
         return failure
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ipaddress
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -42,6 +43,16 @@ class Endpoint:
             return self.target
         return f"https://{self.host}" + ("" if self.port == 443 else f":{self.port}")
 
+    @property
+    def near(self) -> bool:
+        """Whether it is on this machine, as far as its name tells."""
+        if not self.host or self.host == "localhost":
+            return True
+        try:
+            return ipaddress.ip_address(self.host.strip("[]")).is_loopback
+        except ValueError:
+            return False
+
     def __str__(self) -> str:
         return self.url
 
@@ -58,6 +69,8 @@ class RemoteOptions:
     """Calls at the same time; HTTP/2 servers commonly allow 100 streams."""
     max_batch_bytes: int = 3 << 20
     """Largest sum of blob sizes in one batch call; the server's limit counts when it is lower."""
+    compression: str = "auto"
+    """Zstandard where the server offers it: `zstd`; the same unless it is on this machine: `auto`; never: `off`."""
     headers: Mapping[str, str] = field(default_factory=dict, repr=False)
     """Sent with every call, for instance `authorization`."""
     header_files: Mapping[str, str] = field(default_factory=dict)

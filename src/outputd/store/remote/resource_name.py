@@ -12,20 +12,21 @@ from outputd.digest import Digest, DigestFunction
 _LAST_UNNAMED: Final = DigestFunction.MURMUR3
 
 
-def blob_name(instance_name: str, digest: Digest) -> str:
-    """To read a blob."""
-    return _within(instance_name, _blob(digest))
+def blob_name(instance_name: str, digest: Digest, compressor: str = "") -> str:
+    """To read a blob, packed by a compressor unless that is empty."""
+    return _within(instance_name, _blob(digest, compressor))
 
 
-def upload_name(instance_name: str, digest: Digest) -> str:
+def upload_name(instance_name: str, digest: Digest, compressor: str = "") -> str:
     """To write a blob; another name each time, for each is an upload of its own."""
-    return _within(instance_name, f"uploads/{uuid.uuid4()}/{_blob(digest)}")
+    return _within(instance_name, f"uploads/{uuid.uuid4()}/{_blob(digest, compressor)}")
 
 
-def _blob(digest: Digest) -> str:
+def _blob(digest: Digest, compressor: str) -> str:
     function = digest.function
+    blobs = f"compressed-blobs/{compressor}" if compressor else "blobs"
     named = f"{function.lower}/" if function > _LAST_UNNAMED else ""
-    return f"blobs/{named}{digest}"
+    return f"{blobs}/{named}{digest}"
 
 
 def _within(instance_name: str, name: str) -> str:

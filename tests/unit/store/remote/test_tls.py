@@ -91,7 +91,7 @@ def test_new_ones_without_losing_what_is_under_way(tmp_path: Path) -> None:
         async with serving(certificates) as old:
             client = RemoteStore(f"grpcs://localhost:{old.port}", options=options(certificates))
             async with aclosing(client.read_stream(DIGEST)) as pieces:
-                came = await anext(pieces)
+                came = bytes(await anext(pieces))
                 await ask(client)
                 certificates.renew()
                 await ask(client)
