@@ -26,10 +26,9 @@ os.umask(0o022)
 os.environ["no_proxy"] = os.environ["NO_PROXY"] = "localhost,127.0.0.1,::1"
 # A thousand readers at once are more than most systems let a process open unasked.
 _soft, _hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-if _soft < 4096:
-    resource.setrlimit(
-        resource.RLIMIT_NOFILE, (4096, max(_hard, 4096)) if os.geteuid() == 0 else (_hard, _hard)
-    )
+_wanted = 4096 if _hard == resource.RLIM_INFINITY else min(4096, _hard)
+if _soft != resource.RLIM_INFINITY and _soft < _wanted:
+    resource.setrlimit(resource.RLIMIT_NOFILE, (_wanted, _hard))
 if len(tempfile.gettempdir()) > 32:
     # Sockets lie in temporary directories, and the paths of sockets are short (unix(7): 107 bytes).
     os.environ["TMPDIR"] = tempfile.tempdir = "/tmp"

@@ -51,7 +51,8 @@ def build(request: pytest.FixtureRequest) -> Iterator[tuple[Path, BuildClient, C
 def zeroes_ranges() -> bool:
     """Whether the disk does on which the daemon keeps its files; tmpfs does not."""
     with tempfile.TemporaryFile() as file:
-        return libc.fallocate(file.fileno(), ZERO, ctypes.c_int64(0), ctypes.c_int64(4096)) == 0
+        done: int = libc.fallocate(file.fileno(), ZERO, ctypes.c_int64(0), ctypes.c_int64(4096))
+        return done == 0
 
 
 class Shadowed:
