@@ -48,6 +48,7 @@ from outputd.drive.driver import Driver
 from outputd.drive.feed import Feed
 from outputd.drive.ingest import Ingest
 from outputd.drive.loader import Loader
+from outputd.drive.private_files import PrivateFiles
 from outputd.drive.reaper import Reaper
 from outputd.drive.recording import Recordings
 from outputd.errors import OutputdError, Precondition
@@ -176,7 +177,8 @@ async def _run(
         tree = Tree(uid=os.getuid(), gid=os.getgid(), now=time.time_ns())
         enter_tag(tree.root, TAG_DIGEST)
         Cas(tree.root, Commands(local).script, config.remote.instance_name, state.take_number)
-        ingest = Ingest(tree, local, local.private)
+        private = PrivateFiles(disk, local.private, local.make_room)
+        ingest = Ingest(tree, local, private)
 
         def closed(file: File) -> None:
             feed.written(file)
@@ -185,13 +187,11 @@ async def _run(
         content = Content(
             tree,
             reading,
-            disk,
-            local.private,
+            private,
             tasks,
             read_timeout=config.outputs.read_timeout,
             closed=closed,
             gone=lambda file: builds.gone(file),
-            make_room=local.make_room,
             permits=guard,
         )
         loader = Loader(

@@ -85,7 +85,7 @@ class Restoring:
             # Else what lies there might be wanted by whoever repairs it.
             self._journals.sweep(chains.values())
             needed = {file.key for base in bases for file in base.unreclaimed}.union(other_keys)
-            swept = await asyncio.to_thread(self._content.sweep, needed)
+            swept = await asyncio.to_thread(self._content.private.sweep, needed)
             if swept:
                 _log.info("%d private files that no output path needs were deleted", swept)
         for base in bases:
@@ -129,7 +129,7 @@ class Restoring:
         replayed = replay.replayed
         for file, key, digest in replayed.adopted:
             # Killed between the word and the deed: it is a local file still.
-            if file.content == digest and os.path.lexists(self._content.private_path(Local(key))):
+            if file.content == digest and os.path.lexists(self._content.private.path(Local(key))):
                 self._tree.set_content(file, Local(key))
         base.unreclaimed = list(dict.fromkeys([*unfinished_below(base.volume.root), *unmet]))
         try:
@@ -188,7 +188,7 @@ class Restoring:
         """False when the disk does not let us."""
         assert isinstance(file.content, Local)
         try:
-            status = os.stat(self._content.private_path(file.content))
+            status = os.stat(self._content.private.path(file.content))
         except FileNotFoundError:
             # Only without the journal that said which blob it became.
             _log.error("output base %s: %s is lost: it was still open when it was saved", base.id, unfinished)

@@ -7,17 +7,15 @@ opened read-only; a writer gets a private copy. What happens after the last writ
 from __future__ import annotations
 
 import asyncio
-import logging
 import os
 import time
-from collections.abc import Callable, Collection
+from collections.abc import Callable
 from typing import Final
 
 from outputd.digest import Digest
-from outputd.disk.disk import Disk
-from outputd.drive.disk_error import disk_error
 from outputd.drive.flights import Flights
 from outputd.drive.open_file import Frozen, NotLocal, OpenFile, TooLong
+from outputd.drive.private_files import PrivateFiles, is_large
 from outputd.drive.siblings import Permits, Siblings
 from outputd.errors import NotFound, OutputdError, TimedOut
 from outputd.store.base import BlobStore
@@ -26,10 +24,6 @@ from outputd.store.waiting import in_thread
 from outputd.tree.node import File, Local
 from outputd.tree.tree import Tree
 
-_log = logging.getLogger(__name__)
-
-_LARGE: Final = 16 << 20
-"""Bytes from which on a thread gives them back, by unlink(2) or ftruncate(2): 50 us a megabyte in the page cache (ext4)."""
 _BUFFER: Final = 1 << 20
 """Bytes that one read brings at most: what the kernel asks for in one request (fs.fuse.max_pages_limit)."""
 _SAME_READ: Final = 1.0
@@ -37,8 +31,6 @@ _SAME_READ: Final = 1.0
 for the same read(2) (filemap_read, filemap_read_folio), and the reader would wait, and all be fetched, twice."""
 _PAST: Final = 10**9
 """Nanoseconds: more than the step of any file system's clock but FAT's, where nobody keeps a cache."""
-_INLINE_COPY: Final = 256 << 10
-"""Bytes up to which copy-out does not go to a thread."""
 
 
 class Content:
@@ -48,45 +40,29 @@ class Content:
         self,
         tree: Tree,
         blobs: BlobStore,
-        disk: Disk,
-        private_dir: str,
+        private: PrivateFiles,
         tasks: asyncio.TaskGroup,
         *,
         read_timeout: float,
         closed: Callable[[File], None],
         gone: Callable[[File], None] = lambda _: None,
-        make_room: Callable[[int], bool] = lambda _: False,
         permits: Permits | None = None,
     ) -> None:
         """`closed` is told of every file that has local bytes and no writer any more, `gone` of every one whose blob is nowhere.
-        `make_room` is asked when the disk is full, and says whether to try once more, `permits` before files are read ahead."""
+        `permits` is asked before files are read ahead."""
         self._gone = gone
         self._tree = tree
         self._blobs = blobs
-        self._disk = disk
-        self._private_dir = private_dir
+        self.private: Final = private
         self._read_timeout = read_timeout
         self._closed = closed
         self._buffer: Final = memoryview(bytearray(_BUFFER))
-        self._make_room = make_room
         self._open: dict[File, OpenFile] = {}
         self._fetches: Flights[Digest] = Flights(tasks)
         self._copies: Flights[File] = Flights(tasks)
         self._spoilt: set[Digest] = set()
         self.read_ahead: Final = Siblings(blobs, permits)
         """To be run as long as files are read."""
-        # Keys only have to differ from those of private files that an earlier run left behind.
-        self._next_key = self._first_key = time.time_ns()
-
-    def private_path(self, local: Local) -> str:
-        """Where the bytes of a local file lie."""
-        return private_path(self._private_dir, local)
-
-    def new_local(self) -> tuple[Local, int]:
-        """An empty private file and a descriptor of it, for a file that is being created."""
-        local = Local(self._next_key)
-        self._next_key += 1
-        return local, self._open_private(local, os.O_CREAT | os.O_EXCL)
 
     # handles
 
@@ -110,16 +86,16 @@ class Content:
         return opened
 
     def close_created(self, file: File, fd: int) -> None:
-        """The file around `new_local` is not to be opened now, or was refused by the tree."""
+        """The file around a new private file is not to be opened now, or was refused by the tree."""
         os.close(fd)
         if file.nlink:
             self._closed(file)
         else:
             assert isinstance(file.content, Local)
-            _unlink(self.private_path(file.content))
+            self.private.remove(file.content)
 
     def open_created(self, file: File, fd: int) -> OpenFile:
-        """The first handle, a writing one, of a file that was created around `new_local`."""
+        """The first handle, a writing one, of a file that was created around a new private file."""
         assert isinstance(file.content, Local)
         opened = self._open[file] = OpenFile(file)
         opened.fd = fd
@@ -176,26 +152,7 @@ class Content:
     async def discard(self, file: File) -> None:
         """Delete the private bytes of a file that nobody can reach any more; while handles are open this waits for the last."""
         if file not in self._open and isinstance(file.content, Local):
-            path = self.private_path(file.content)
-            if file.content.size < _LARGE:
-                _unlink(path)
-            else:
-                await in_thread(_unlink, path)
-
-    def sweep(self, keep: Collection[int]) -> int:
-        """Delete what earlier runs left behind, but for the keys in `keep`; returns how many files that were. May run in a thread.
-
-        Raises Unavailable.
-        """
-        swept = 0
-        try:
-            for name in self._disk.list(self._private_dir):
-                if name.isdecimal() and int(name) < self._first_key and int(name) not in keep:
-                    self._disk.unlink(f"{self._private_dir}/{name}")
-                    swept += 1
-        except OSError as error:
-            raise disk_error(error, self._private_dir) from error
-        return swept
+            await self.private.discard(file.content)
 
     # bytes
 
@@ -215,7 +172,7 @@ class Content:
         """The descriptor of a file that is open for writing, to change its bytes with; `changed` is to be told of it."""
         assert isinstance(opened.file.content, Local)
         if opened.fd < 0:
-            opened.fd = self._open_private(opened.file.content)
+            opened.fd = self.private.open(opened.file.content)
         return opened.fd
 
     def write(self, opened: OpenFile, offset: int, data: memoryview, *, append: bool) -> int:
@@ -230,11 +187,11 @@ class Content:
             try:
                 written = os.pwrite(fd, data, offset)
             except OSError as error:
-                if not is_full(error) or not self._make_room(len(data)):
+                if not is_full(error) or not self.private.make_room(len(data)):
                     raise
                 written = os.pwrite(fd, data, offset)
         except OSError as error:
-            raise disk_error(error, self._private_dir) from error
+            raise self.private.error(error) from error
         if offset + written > local.size:
             local.size = offset + written
         self._note_change(file, local)
@@ -271,7 +228,7 @@ class Content:
                 self._catch_up(opened, file.content, status)
             return status.st_blocks
         try:
-            return os.stat(self.private_path(file.content)).st_blocks
+            return os.stat(self.private.path(file.content)).st_blocks
         except FileNotFoundError:
             return 0  # lost in a crash; who reads it is told
 
@@ -286,12 +243,12 @@ class Content:
         assert isinstance(local, Local)
         self.catch_up(file)  # else bytes that were passed through and not heard of yet would stay
         if local.size != size:
-            if local.size - size >= _LARGE:
+            if is_large(local.size - size):
                 raise TooLong(file, size)
             try:
-                os.truncate(self.private_path(local), size)
+                os.truncate(self.private.path(local), size)
             except OSError as error:
-                raise disk_error(error, self._private_dir) from error
+                raise self.private.error(error) from error
             local.size = size
         self._note_change(file, local)
         if local.writers == 0:
@@ -307,7 +264,7 @@ class Content:
             try:
                 await in_thread(os.ftruncate, fd, size)
             except OSError as error:
-                raise disk_error(error, self._private_dir) from error
+                raise self.private.error(error) from error
             finally:
                 os.close(fd)
                 self.changed(held)
@@ -364,7 +321,7 @@ class Content:
         if source is None:
             raise NotFound(f"blob {digest}: was here a moment ago and is gone")
         try:
-            local, target = await self.copied(source, digest.size)
+            local, target = await self.private.copied(source, digest.size)
         finally:
             os.close(source)
         opened = self._open.get(file)
@@ -374,26 +331,9 @@ class Content:
             or not (file.nlink or file.lookups or opened)  # whoever wanted it gave up, and its node is gone
         ):
             os.close(target)
-            os.unlink(self.private_path(local))
+            self.private.remove(local)
             return
         self._become_local(file, local, target)
-
-    async def copied(self, source: int, size: int) -> tuple[Local, int]:
-        """A private file with the bytes of an open file, some `size`, and a descriptor of it. Raises Exhausted or Unavailable."""
-        local, target = self.new_local()
-        try:
-            if size <= _INLINE_COPY:
-                self._disk.copy(source, target)
-            else:
-                await in_thread(self._disk.copy, source, target)
-        except BaseException as error:
-            os.close(target)
-            os.unlink(self.private_path(local))
-            if isinstance(error, OSError):
-                raise disk_error(error, self._private_dir) from error
-            raise
-        local.size = os.fstat(target).st_size
-        return local, target
 
     def make_direct(self, opened: OpenFile) -> None:
         """The kernel is given the file behind `fd`, for as long as the inode has open handles."""
@@ -437,7 +377,7 @@ class Content:
             self._tree.outdate_attributes(file)
 
     def _replace_by_empty(self, file: File) -> None:
-        local, fd = self.new_local()
+        local, fd = self.private.new()
         self._become_local(file, local, fd)
 
     def _become_local(self, file: File, local: Local, fd: int) -> None:
@@ -475,34 +415,8 @@ class Content:
     def _descriptor_of(self, file: File) -> int:
         content = file.content
         if isinstance(content, Local):
-            return self._open_private(content)
+            return self.private.open(content)
         fd = self._blobs.local.open(content)
         if fd is None:
             raise NotLocal(file, writable=False)
         return fd
-
-    def _open_private(self, local: Local, flags: int = 0) -> int:
-        path, flags = self.private_path(local), os.O_RDWR | os.O_CLOEXEC | flags
-        try:
-            try:
-                return os.open(path, flags, 0o600)
-            except OSError as error:
-                if not is_full(error) or not self._make_room(0):
-                    raise
-                return os.open(path, flags, 0o600)
-        except OSError as error:
-            raise disk_error(error, self._private_dir) from error
-
-
-def private_path(private_dir: str, local: Local) -> str:
-    """Where the bytes of a local file lie."""
-    return f"{private_dir}/{local.key}"
-
-
-def _unlink(path: str) -> None:
-    try:
-        os.unlink(path)
-    except FileNotFoundError:
-        pass  # swept at the start, when nobody knew yet that it had a name in a directory that was not loaded
-    except OSError as error:
-        _log.warning("%s: cannot be discarded: %s", path, error.strerror)

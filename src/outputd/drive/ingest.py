@@ -14,10 +14,9 @@ from collections.abc import Sequence
 from typing import Final, NamedTuple
 
 from outputd.digest import Digest, DigestFunction
-from outputd.drive.content import private_path
+from outputd.drive.private_files import PrivateFiles
 from outputd.errors import OutputdError
 from outputd.store.base import LocalStore
-from outputd.store.waiting import in_thread
 from outputd.tree.node import File, Local, full_blocks
 from outputd.tree.tree import Tree
 
@@ -37,11 +36,11 @@ _STEP: Final = 0.001
 class Ingest:
     """Queues of closed local files and the tasks that work them off."""
 
-    def __init__(self, tree: Tree, store: LocalStore, private_dir: str) -> None:
-        """`private_dir` as Content has it."""
+    def __init__(self, tree: Tree, store: LocalStore, private: PrivateFiles) -> None:
+        """`private` as Content has it."""
         self._tree = tree
         self._store = store
-        self._private_dir = private_dir
+        self._private = private
         self._waiting: dict[File, asyncio.Future[None]] = {}
         """Files to be ingested, each with what its waiters wait for."""
         self._small = _Lane()
@@ -110,10 +109,10 @@ class Ingest:
             while len(batch) < _BATCH and size < _LARGE and (file := lane.next()) is not None:
                 local = self._to_be_hashed(file)
                 if local is not None and self._keep_twin(file, local):
-                    await in_thread(_unlink, private_path(self._private_dir, local))
+                    await self._private.discard(local)
                 elif local is not None:
                     function = _function_of(file)
-                    path = private_path(self._private_dir, local)
+                    path = self._private.path(local)
                     batch.append(_Job(file, local, local.version, path, function))
                     size += local.size
             if batch:
@@ -124,9 +123,9 @@ class Ingest:
         local = self._to_be_hashed(file)
         if local is None:
             return
-        path = private_path(self._private_dir, local)
+        path = self._private.path(local)
         if self._keep_twin(file, local):
-            _unlink(path)
+            self._private.remove(local)
             return
         try:
             fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
@@ -290,13 +289,6 @@ class _Hashing:
             return error
         except _Unwanted:
             return None
-
-
-def _unlink(path: str) -> None:
-    try:
-        os.unlink(path)
-    except OSError as error:
-        _log.warning("%s: cannot be removed: %s", path, error.strerror)  # swept at the next start
 
 
 def _function_of(file: File) -> DigestFunction:

@@ -25,14 +25,14 @@ async def cut_off(file: File, tree: Tree, content: Content) -> None:
     Raises Exhausted or Unavailable; then it is as before.
     """
     assert isinstance(file.content, Local)
-    path = content.private_path(file.content)
+    path = content.private.path(file.content)
     try:
         source = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
     except OSError as error:
         raise disk_error(error, path) from error
     try:
         if _is_writable(source):
-            copy, fd = await content.copied(source, os.fstat(source).st_size)
+            copy, fd = await content.private.copied(source, os.fstat(source).st_size)
             os.close(fd)
             tree.set_content(file, copy)
             _log.info(

@@ -40,7 +40,7 @@ def test_a_file_without_a_name_leaves_no_word_that_cannot_be_played_back(
     async def run() -> None:
         async with world(tmp_path, crash=True) as w:
             await w.start()
-            local, fd = w.content.new_local()
+            local, fd = w.content.private.new()
             os.close(fd)
             file = File(0o100600, NOW, local)
             root = w.root()
@@ -83,7 +83,7 @@ def test_what_somebody_can_still_write_to_becomes_no_blob(tmp_path: Path) -> Non
             await w.start()
             file = w.write("f", b"before", close=False)
             assert isinstance(file.content, Local)
-            orphan = os.open(w.content.private_path(file.content), os.O_WRONLY | os.O_APPEND)
+            orphan = os.open(w.content.private.path(file.content), os.O_WRONLY | os.O_APPEND)
         try:
             async with world(tmp_path) as w:
                 await w.ingest.settle()

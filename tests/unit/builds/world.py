@@ -20,6 +20,7 @@ from outputd.disk.disk import Disk, RealDisk
 from outputd.drive.content import Content
 from outputd.drive.ingest import Ingest
 from outputd.drive.loader import Loader
+from outputd.drive.private_files import PrivateFiles
 from outputd.drive.reaper import Reaper
 from outputd.errors import NotFound, OutputdError
 from outputd.store.base import BlobStore, Ranges
@@ -142,12 +143,12 @@ class World:
         self.cas = Cas(self.store)
         self.kernel = Kernel()
         self.tree = Tree(uid=os.getuid(), gid=os.getgid(), now=time.time_ns())
-        self.ingest = Ingest(self.tree, self.store, self.store.private)
+        private = PrivateFiles(self.disk, self.store.private)
+        self.ingest = Ingest(self.tree, self.store, private)
         self.content = Content(
             self.tree,
             self.cas,
-            self.disk,
-            self.store.private,
+            private,
             tasks,
             read_timeout=timeout,
             closed=self.ingest.closed,
@@ -252,7 +253,7 @@ class World:
     def write(self, path: str, data: bytes, base: str = BASE, *, close: bool = True) -> File:
         """Create a file as a local action does through the mount."""
         directory, name = self._parent(path, base)
-        local, fd = self.content.new_local()
+        local, fd = self.content.private.new()
         file = File(0o100644, time.time_ns(), local)
         assert (
             self.tree.create(directory, name, file, uid=os.getuid(), gid=os.getgid(), now=time.time_ns())

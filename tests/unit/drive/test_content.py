@@ -162,7 +162,7 @@ def test_a_digest_of_another_function_is_not_known(tmp_path: Path) -> None:
 def test_an_unlinked_open_file_lives_until_its_last_handle(tmp_path: Path) -> None:
     async def run() -> None:
         async with world(tmp_path) as w:
-            local, fd = w.content.new_local()
+            local, fd = w.content.private.new()
             file = File(0o100644, 1, local)
             w.tree.place(w.root, b"a", file, 1)
             opened = w.content.open_created(file, fd)
@@ -196,7 +196,7 @@ def test_a_large_file_is_cut_and_deleted_in_a_thread(tmp_path: Path, monkeypatch
 
     async def run() -> None:
         async with world(tmp_path) as w:
-            local, fd = w.content.new_local()
+            local, fd = w.content.private.new()
             file = File(0o100644, 1, local)
             w.tree.place(w.root, b"a", file, 1)
             ino = w.tree.remember(file, w.root)
@@ -225,7 +225,7 @@ def test_a_large_file_is_cut_and_deleted_in_a_thread(tmp_path: Path, monkeypatch
 def test_dropped_trees_give_their_private_files_back(tmp_path: Path) -> None:
     async def run() -> None:
         async with world(tmp_path) as w:
-            local, fd = w.content.new_local()
+            local, fd = w.content.private.new()
             os.close(fd)
             directory = w.tree.descend(w.root, b"d", 1)
             w.tree.place(directory, b"f", File(0o100644, 1, local), 1)

@@ -136,7 +136,7 @@ def test_a_lost_private_file_is_reported_and_holds_up_nobody(
             for name, size in ((b"small", SMALL), (b"middling", MIDDLING)):
                 lost = w.written(name, b"x" * size)
                 assert isinstance(lost.content, Local)
-                os.unlink(w.content.private_path(lost.content))
+                os.unlink(w.content.private.path(lost.content))
                 assert await w.ingest.digest_of(lost, SHA256) is None
                 next_one = w.written(name + b"2", b"y" * size)
                 assert await w.ingest.digest_of(next_one, SHA256) == Digest.of(SHA256, b"y" * size)

@@ -14,6 +14,7 @@ from outputd.drive.content import Content
 from outputd.drive.driver import Driver
 from outputd.drive.ingest import Ingest
 from outputd.drive.loader import Loader
+from outputd.drive.private_files import PrivateFiles
 from outputd.drive.reaper import Reaper
 from outputd.errors import NotFound, OutputdError
 from outputd.store.base import BlobStore, Ranges
@@ -105,12 +106,12 @@ class World:
         self.tree = Tree(uid=os.getuid(), gid=os.getgid(), now=time.time_ns())
         self.volume: Volume = self.tree.add_volume(1, b"base", time.time_ns())
         self.root: Directory = self.volume.root
-        self.ingest = Ingest(self.tree, self.store, self.store.private)
+        private = PrivateFiles(RealDisk(), self.store.private)
+        self.ingest = Ingest(self.tree, self.store, private)
         self.content = Content(
             self.tree,
             self.remote,
-            RealDisk(),
-            self.store.private,
+            private,
             tasks,
             read_timeout=read_timeout,
             closed=self.ingest.closed,
@@ -132,7 +133,7 @@ class World:
 
     def written(self, name: bytes, data: bytes) -> File:
         """A file written by a local action and closed."""
-        local, fd = self.content.new_local()
+        local, fd = self.content.private.new()
         file = File(0o100644, time.time_ns(), local)
         self.tree.place(self.root, name, file, file.mtime)
         opened = self.content.open_created(file, fd)

@@ -88,7 +88,7 @@ async def reopen(
             file = await driver.run(partial(getitem, tree.inodes, opened.ino))
             assert isinstance(file, File)
             if isinstance(file.content, Local):
-                file.content.size = os.stat(content.private_path(file.content)).st_size
+                file.content.size = os.stat(content.private.path(file.content)).st_size
             files.reopen(file, opened)
         except (OutputdError, OSError, KeyError, NotLocal) as error:
             _log.error("inode %d was open and cannot be found again: %r", opened.ino, error)

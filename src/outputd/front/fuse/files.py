@@ -136,7 +136,7 @@ class Files:
             return error_reply(unique, errno.EROFS)
         if len(name) > MAX_NAME:
             return error_reply(unique, errno.ENAMETOOLONG)
-        local, fd = self._content.new_local()
+        local, fd = self._content.private.new()
         file = File(stat.S_IFREG | (mode & 0o7777), time.time_ns(), local)
         status = self._tree.create(directory, name, file, uid=uid, gid=gid, now=file.mtime)
         if status is not Status.OK:
@@ -149,7 +149,7 @@ class Files:
         flags, mode, _, _, _ = decode_create(message, end)
         directory = self._tree.inodes[nodeid]
         assert isinstance(directory, Directory)
-        local, fd = self._content.new_local()
+        local, fd = self._content.private.new()
         file = File(stat.S_IFREG | (mode & 0o7777), time.time_ns(), local)
         status = self._tree.create_nameless(directory, file, uid=uid, gid=gid)
         if status is not Status.OK:

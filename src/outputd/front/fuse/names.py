@@ -174,7 +174,7 @@ class Names:
             mode
         ):  # a device can be made by those who may (CAP_MKNOD), and opened by nobody: the mount is nodev
             return self._enter(unique, nodeid, name, Special(mode, now, rdev), uid, gid)
-        local, fd = self._content.new_local()
+        local, fd = self._content.private.new()
         file = File(stat.S_IFREG | (mode & 0o7777), now, local)
         answer = self._enter(unique, nodeid, name, file, uid, gid)
         self._content.close_created(file, fd)
