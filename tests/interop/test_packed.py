@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 
 from outputd.digest import Digest, DigestFunction
+from outputd.rpc.trees_client import PrefetchRequest, prefetch
 from outputd.store.remote import RemoteOptions, RemoteStore
 from tests import daemon_fixture
 from tests.interop.servers import Server, buildbox_casd, buildgrid
@@ -114,5 +115,10 @@ def test_through_the_mount() -> None:
             reader.seek(-1000, os.SEEK_END)
             assert reader.read() == large[-1000:]
         assert remote.relay.received - before < MIB
-        assert file.read_bytes() == large
+        # Who reads on gets windows as large as what it has read, and only those of 8 MiB and more travel packed.
+        request = PrefetchRequest(output_base_id=build.base, patterns=[b"large"])
+        assert prefetch(daemon.target, request, lambda _: None).fetched.files == 1
         assert remote.relay.received - before < len(large) / 2
+        before = remote.relay.received
+        assert file.read_bytes() == large
+        assert remote.relay.received - before < MIB
