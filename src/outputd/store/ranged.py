@@ -104,6 +104,8 @@ class RangedBlob:
         self._progress = asyncio.Event()
         self._completing = False
         self._prefix = PrefixHash(partial.digest.function, partial.fd)
+        self._mixed = False
+        """Chunks and a plain stream were under way together: the stream may have written over a chunk that was hashed already."""
         self._hashing = False
         self._users = 0
 
@@ -224,6 +226,7 @@ class RangedBlob:
         if stretches is None:
             runs = [_Run(at, min(at + _RUN, end)) for at in range(start, end, _RUN)]
         else:
+            self._mixed = self._mixed or any(run.stretch is None for run in self._runs)
             runs = [_Run(stretch.start, stretch.end, stretch) for stretch in stretches]
         for run in runs:
             self._runs.append(run)
@@ -291,7 +294,7 @@ class RangedBlob:
         """All is here: verify it, and make it a blob of the local store."""
         partial = self._partial
         try:
-            found = await in_thread(self._prefix.digest, partial.size)
+            found = None if self._mixed else await in_thread(self._prefix.digest, partial.size)
             if found != partial.digest:  # or what was hashed early was replaced since
                 found = await in_thread(Digest.of_descriptor, partial.digest.function, partial.fd)
             if found == partial.digest:
@@ -309,6 +312,7 @@ class RangedBlob:
                 partial.empty()
                 self._chunked.distrust("its chunks do not make it up")
                 self._prefix = PrefixHash(partial.digest.function, partial.fd)
+                self._mixed = False
 
     def _end_if_idle(self) -> None:
         if self._users or self._runs or self._completing or self._hashing:

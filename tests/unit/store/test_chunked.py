@@ -19,7 +19,7 @@ import pytest
 from outputd.digest import Digest, DigestFunction
 from outputd.disk.disk import RealDisk
 from outputd.errors import Corrupt, NotFound, OutputdError, Unreachable, Unsupported
-from outputd.store import chunked
+from outputd.store import chunked, ranged
 from outputd.store.base import RemoteBlobs
 from outputd.store.chunked import ChunkList, ChunkLists
 from outputd.store.disk_store import DiskStore
@@ -302,6 +302,47 @@ def test_a_server_that_takes_long_holds_nobody_up(tmp_path: Path, monkeypatch: p
             assert remote.chunked > 0
             assert await w.read_all(remote) == DATA
             await until(lambda: w.store.has(digest_of(DATA)))
+
+    run(test)
+
+
+def test_a_stream_that_writes_over_a_chunk_is_found_out(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """It began before the chunks were known, and brings other bytes after the chunk was written, verified and hashed."""
+
+    class Late(Remote):
+        begun = asyncio.Event()
+        released = asyncio.Event()
+
+        async def read_stream(self, digest: Digest, offset: int = 0, limit: int = 0) -> AsyncGenerator[bytes]:
+            self.begun.set()
+            await self.released.wait()
+            yield bytes([self.data[offset] ^ 1]) + self.data[offset + 1 : offset + limit]
+
+    async def test() -> None:
+        monkeypatch.setattr(chunked, "_PATIENCE", 0.01)
+        monkeypatch.setattr(ranged, "_HASHED_AT_ONCE", 100_000)
+        async with world(tmp_path) as w:
+            remote = Late(chunks=(DATA[:900_000], DATA[900_000:1_300_000], *cut(DATA[1_300_000:])))
+            remote.gate.clear()
+            early = asyncio.create_task(w.read(remote, MIB, 100))
+            await remote.begun.wait()
+            remote.gate.set()
+            await until(lambda: w.lists.find(remote.digest) is not None)
+            assert await w.read(remote, 0, 100) == DATA[:100]
+            blob = w.open[remote.digest]
+            await until(lambda: blob._prefix.end > 0 and not blob._hashing)
+            assert await w.read(remote, 900_000, 100) == DATA[900_000:900_100]
+            await until(lambda: blob._prefix.end > MIB + 100)
+            remote.released.set()
+            await early
+            # The chunks of the rest, without those that the stream has written over.
+            for offset in range(1_300_000, len(DATA), 64 << 10):
+                await w.read(remote, offset, 64 << 10)
+            await until(lambda: w.store.has(remote.digest) or "have the digest" in caplog.text)
+            assert not w.store.has(remote.digest)
+            assert w.spoilt == [remote.digest]
 
     run(test)
 
