@@ -55,7 +55,7 @@ from outputd.errors import OutputdError, Precondition
 from outputd.facts import awaited, kernel_requests, mount_facts, remote_facts, url_of
 from outputd.front.fuse.answers import Timeouts
 from outputd.front.fuse.front import FuseFront
-from outputd.memory import return_large_buffers, spare_the_collector
+from outputd.memory import return_large_buffers, spare_the_collector, stay_out_of_core_dumps
 from outputd.restart import (
     DEVICE,
     Arrival,
@@ -116,6 +116,7 @@ async def serve(config: Config, supervisor: Supervisor, arrival: Arrival | None)
     Raises OutputdError when it cannot start or lost its mount.
     """
     return_large_buffers()
+    stay_out_of_core_dumps()
     signals = Signals(asyncio.get_running_loop())
     if arrival is not None and arrival.stopping:
         signals.stop.set()

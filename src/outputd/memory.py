@@ -1,10 +1,11 @@
-"""What the whole process does about its memory: buffers given back, collections kept short. Called by the daemon alone."""
+"""What the whole process does about its memory: buffers given back, collections kept short, no dumps. For the daemon alone."""
 
 from __future__ import annotations
 
 import asyncio
 import ctypes
 import gc
+import resource
 from typing import Final
 
 # <malloc.h>
@@ -27,6 +28,12 @@ def return_large_buffers() -> None:
         return  # not glibc
     for option, value in ((_M_MMAP_THRESHOLD, 4 << 20), (_M_TRIM_THRESHOLD, 8 << 20), (_M_ARENA_MAX, 2)):
         mallopt(option, value)
+
+
+def stay_out_of_core_dumps() -> None:
+    """Have the kernel write no core of this process and its children (core(5)): tokens would be in it. prlimit(1) can allow it."""
+    _, hard = resource.getrlimit(resource.RLIMIT_CORE)
+    resource.setrlimit(resource.RLIMIT_CORE, (0, hard))
 
 
 async def spare_the_collector() -> None:

@@ -7,6 +7,7 @@ import base64
 import contextlib
 import json
 import os
+import resource
 import subprocess
 import sys
 import time
@@ -255,3 +256,13 @@ def test_an_instance_name_that_nobody_serves() -> None:
 def told_prefix(w: World) -> str:
     (remote,) = json.loads(w.outputd("status", "--json"))["remotes"]
     return str(remote["prefix"])
+
+
+def test_no_core_dump_holds_a_secret() -> None:
+    before = resource.getrlimit(resource.RLIMIT_CORE)
+    resource.setrlimit(resource.RLIMIT_CORE, (before[1], before[1]))  # the daemon inherits it
+    try:
+        with daemon_fixture.running() as daemon:
+            assert resource.prlimit(daemon.pid, resource.RLIMIT_CORE) == (0, before[1])
+    finally:
+        resource.setrlimit(resource.RLIMIT_CORE, before)

@@ -45,7 +45,10 @@ def whole() -> Handover:
 
 
 def shown(handover: Handover) -> str:
-    identities = {ino: (i.parent, i.name, i.lookups, i.negatives) for ino, i in handover.identities.items()}
+    identities = {
+        ino: (i.parent, i.name, i.lookups, i.negatives and sorted(i.negatives))
+        for ino, i in handover.identities.items()
+    }
     rest = {name: getattr(handover, name) for name in Handover.__slots__ if name != "identities"}
     return f"{identities} {rest}"
 
